@@ -121,9 +121,13 @@ class CompletionRequest(TextRequest):
 # ---------------------------------------------------------------- what will be run
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What a plan may take at most: rows that run at once, and tokens of cache those rows fill together."""
+    """What a plan may take: rows that run at once, tokens of cache it needs to begin (its prompt), and tokens it fills at most.
+
+    Engines admit by `rows` and `start`; a plan whose `tokens` exceed what an engine has in all is refused.
+    """
 
     rows: int
+    start: int
     tokens: int
 
 
