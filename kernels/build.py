@@ -1,0 +1,161 @@
+"""Compiles `csrc/<name>.cpp` into a shared object on first use and loads it: one plain C ABI file, no torch headers.
+
+Objects live in the cache folder, named by a hash of everything that shapes them (sources, flags, compiler, OpenMP runtime),
+one per instruction set; the best set this processor has is used. `python -m strop.kernels.build` builds all of them ahead.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch  # noqa: F401 - loads the OpenMP runtime that the objects link
+from filelock import FileLock
+
+from strop.errors import KernelError
+
+SOURCES = Path(__file__).parent / "csrc"
+# No -ffast-math: it would let the compiler reorder sums, and switch denormals off in every thread that loads the object.
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra")
+
+
+@dataclass(frozen=True, slots=True)
+class Isa:
+    """An instruction set: the processor flags it needs (as Linux spells them) and the compiler flags that use it."""
+
+    name: str
+    needs: frozenset[str]
+    flags: tuple[str, ...]
+
+
+_AVX2 = Isa("avx2", frozenset({"avx2", "fma", "f16c", "bmi2"}), ("-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2"))
+_AVX512 = Isa(
+    "avx512",
+    _AVX2.needs | {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+    (*_AVX2.flags, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
+)
+_AVX512_BF16 = Isa("avx512_bf16", _AVX512.needs | {"avx512_bf16"}, (*_AVX512.flags, "-mavx512bf16"))
+ISAS = (_AVX512_BF16, _AVX512, _AVX2)
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A loaded shared object, or why there is none."""
+
+    handle: ctypes.CDLL | None
+    missing: str | None
+
+    def function(self, name: str, *argtypes: Any) -> Any:
+        """The C function `name`, typed. It returns nothing: results go where the arguments point."""
+        if self.handle is None:
+            raise KernelError(f"The C function {name} is not available: {self.missing}.")
+        function = getattr(self.handle, name)
+        function.argtypes = argtypes
+        function.restype = None
+        return function
+
+
+@functools.cache
+def load(name: str) -> Library:
+    """The library of `csrc/<name>.cpp` for this processor, built if the cache lacks it. Never raises: see `missing`."""
+    isa = best_isa(cpu_flags())
+    if isa is None:
+        return Library(None, "this processor has no AVX2")
+    compiler = find_compiler()
+    if compiler is None:
+        return Library(None, "no C++ compiler was found (g++, c++ or clang++)")
+    try:
+        return Library(ctypes.CDLL(str(compile_source(SOURCES / f"{name}.cpp", isa, compiler, cache_folder()))), None)
+    except (KernelError, OSError) as error:
+        return Library(None, str(error))
+
+
+def compile_source(source: Path, isa: Isa, compiler: str, cache: Path) -> Path:
+    """The path of the shared object, compiled into `cache` unless it is there. Raises `KernelError` if that fails."""
+    command = [compiler, *FLAGS, *isa.flags, str(source), *_openmp(compiler)]
+    target = cache / f"{source.stem}-{isa.name}-{_key(source, command, compiler)}.so"
+    if target.exists():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_suffix(".lock")), tempfile.TemporaryDirectory(dir=cache) as folder:
+        if not target.exists():
+            built = Path(folder) / target.name
+            _run([*command, "-o", str(built)])
+            built.replace(target)
+    return target
+
+
+def _key(source: Path, command: list[str], compiler: str) -> str:
+    digest = hashlib.sha256(" ".join(word for word in command if word != str(source)).encode())
+    digest.update(_run([compiler, "--version"]).encode())
+    for file in [source, *sorted(source.parent.glob("*.h"))]:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _openmp(compiler: str) -> list[str]:
+    """Link the OpenMP runtime that torch loaded: a second one would bring a second thread pool and fight over the cores."""
+    if "clang" in _run([compiler, "--version"]):
+        return []
+    maps = Path("/proc/self/maps")
+    loaded = re.findall(r"(/\S*/lib(?:gomp|iomp5)\S*)", maps.read_text()) if maps.exists() else []
+    return ["-Wl,--as-needed", *loaded[:1]]
+
+
+def _run(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+    except (subprocess.SubprocessError, OSError) as error:
+        detail = getattr(error, "stderr", None) or str(error)
+        raise KernelError(f"{Path(command[0]).name} failed: {str(detail).strip()[:2000]}") from error
+
+
+def find_compiler() -> str | None:
+    """$CXX, or the first of g++, c++ and clang++ on the path."""
+    names = (os.environ.get("CXX"), "g++", "c++", "clang++")
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+def cpu_flags() -> frozenset[str]:
+    """The flags of this processor as Linux lists them; empty elsewhere."""
+    info = Path("/proc/cpuinfo")
+    if platform.machine() not in ("x86_64", "AMD64") or not info.exists():
+        return frozenset()
+    found = re.search(r"^flags\s*:(.*)$", info.read_text(), re.MULTILINE)
+    return frozenset(found.group(1).split()) if found else frozenset()
+
+
+def best_isa(flags: frozenset[str]) -> Isa | None:
+    return next((isa for isa in ISAS if isa.needs <= flags), None)
+
+
+def cache_folder() -> Path:
+    """`$STROP_CACHE/kernels`, by default `$XDG_CACHE_HOME/strop/kernels`."""
+    root = os.environ.get("STROP_CACHE")
+    if root:
+        return Path(root) / "kernels"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "strop" / "kernels"
+
+
+def prebuild() -> list[Path]:
+    """Compile every source for every instruction set, for images that will run on processors not known yet."""
+    compiler = find_compiler()
+    if compiler is None:
+        raise KernelError("No C++ compiler was found (g++, c++ or clang++); install one or set CXX.")
+    return [compile_source(source, isa, compiler, cache_folder()) for source in sorted(SOURCES.glob("*.cpp")) for isa in ISAS]
+
+
+if __name__ == "__main__":
+    for path in prebuild():
+        sys.stdout.write(f"{path}\n")
