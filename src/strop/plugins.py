@@ -45,13 +45,13 @@ class Plugins:
             self._register(point)
 
     @classmethod
-    def discover(cls, environment: Mapping[str, str]) -> Plugins:
-        """Everything installed, or only strop's own parts where `STROP_PLUGINS=builtin`."""
+    def discover(cls, environment: Mapping[str, str], *, extra: Iterable[EntryPoint] = ()) -> Plugins:
+        """Everything installed, or only strop's own parts where `STROP_PLUGINS=builtin`, and `extra`."""
         mode = environment.get("STROP_PLUGINS", "all")
         if mode not in ("all", "builtin"):
             raise PluginError(f"STROP_PLUGINS is {mode!r}; valid: 'all', 'builtin'")
         points = [point for group in GROUPS for point in entry_points(group=f"strop.{group}")]
-        return cls(point for point in points if mode == "all" or _distribution(point) == OWN)
+        return cls([*(point for point in points if mode == "all" or _distribution(point) == OWN), *extra])
 
     def names(self, group: Group) -> list[str]:
         return sorted(name for kind, name in self._points if kind == group)
