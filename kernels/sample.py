@@ -14,16 +14,20 @@ temperature under `GREEDY_BELOW` take argmax x and need no noise. A row that hol
 
 from __future__ import annotations
 
+import functools
 import math
+from ctypes import c_int, c_int64, c_void_p
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from strop.errors import KernelError
+from strop.kernels.build import load
+from strop.kernels.registry import Arguments, FastPath, Op, arguments
 from strop.kernels.rng import gumbel, log
+from strop.kernels.rows import DTYPES, check_logits, check_per_row, unfit_for_c
 
 GREEDY_BELOW = 1e-5
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # exp on [-log(2) / 2, log(2) / 2]; log 2 is split so that n * _LN2_HIGH is exact.
 _EXP = (1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1.0, 1.0)
@@ -47,35 +51,32 @@ def sample(
     (0: off), `seeds` and `positions` int64.
     """
     check_logits("logits", logits)
-    settings = {"temperature": temperature, "top_p": top_p, "min_p": min_p}
-    check_rows(logits, torch.float32, **settings)
-    check_rows(logits, torch.int32, top_k=top_k)
-    check_rows(logits, torch.int64, seeds=seeds, positions=positions)
-    return reference(logits, temperature, top_k, top_p, min_p, seeds, positions)
+    check_settings(logits, temperature, top_k, top_p, min_p, seeds, positions)
+    return op(logits, temperature, top_k, top_p, min_p, seeds, positions)
 
 
-def check_logits(name: str, logits: Tensor) -> None:
-    if logits.dim() != 2 or logits.shape[1] == 0:
-        raise KernelError(f"{name}: expected shape [B, V] with V >= 1, got {list(logits.shape)}.", param=name)
-    if logits.dtype not in DTYPES:
-        raise KernelError(f"{name}: expected float32, bfloat16 or float16, got {logits.dtype}.", param=name)
-
-
-def check_rows(logits: Tensor, dtype: torch.dtype, **settings: Tensor) -> None:
-    """Each setting must hold one number of `dtype` per row of `logits`, on its device."""
-    for name, value in settings.items():
-        if value.dtype != dtype or value.shape != logits.shape[:1] or value.device != logits.device:
-            wanted = f"{dtype} [{logits.shape[0]}] on {logits.device}"
-            given = f"{value.dtype} {list(value.shape)} on {value.device}"
-            raise KernelError(f"{name}: expected {wanted}, one number a row, got {given}.", param=name)
+def check_settings(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor, positions: Tensor
+) -> None:
+    check_logits("logits", logits)
+    check_per_row(logits, torch.float32, temperature=temperature, top_p=top_p, min_p=min_p)
+    check_per_row(logits, torch.int32, top_k=top_k)
+    check_per_row(logits, torch.int64, seeds=seeds, positions=positions)
 
 
 def reference(
     logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor, positions: Tensor
 ) -> Tensor:
     """The definition."""
+    return draw(logits.float(), temperature, top_k, top_p, min_p, seeds, positions)
+
+
+def draw(
+    x: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor, positions: Tensor
+) -> Tensor:
+    """The definition, for float32 logits x [B, V]."""
     greedy = temperature < GREEDY_BELOW
-    z = logits.float() * torch.where(greedy, 1.0, 1.0 / temperature)[:, None]
+    z = x * torch.where(greedy, 1.0, 1.0 / temperature)[:, None]
     kept = torch.where(z < threshold(z, top_k, top_p, min_p)[:, None], -math.inf, z)
     scores = torch.where(greedy[:, None], z, kept + gumbel(seeds, positions, z.shape[1]))
     return torch.where(torch.isfinite(z.amax(1)), scores.argmax(1), -1)
@@ -85,7 +86,7 @@ def threshold(z: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
     """The smallest tempered logit that min-p, top-k and top-p keep, [B] float32. Sorts, for plainness; fast paths need not."""
     ordered = z.sort(dim=1, descending=True).values
     top = ordered[:, 0]
-    floor = torch.where(min_p > 0, top + log(min_p.double()).float(), -math.inf)
+    floor = torch.where(min_p > 0, top + log(min_p.double().clamp(max=1.0)).float(), -math.inf)
     kth = ordered.gather(1, top_k.long().clamp(1, z.shape[1])[:, None] - 1)[:, 0]
     floor = torch.where(top_k > 0, torch.maximum(floor, kth), floor)
     masses = torch.where(ordered >= floor[:, None], mass(ordered - top[:, None]), 0)
@@ -106,3 +107,45 @@ def mass(d: Tensor) -> Tensor:
         p = p * r + coefficient
     power = ((n.int() + (127 + 30)) << 23).view(torch.float32)
     return torch.round(p * power).long()
+
+
+def _run_c(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor, positions: Tensor
+) -> Tensor:
+    ids = torch.empty(len(logits), dtype=torch.int64)
+    settings = (temperature, top_k, top_p, min_p, seeds, positions, ids)
+    shape = (DTYPES.index(logits.dtype), *logits.shape, logits.stride(0))
+    _c_function()(logits.data_ptr(), *shape, *(tensor.data_ptr() for tensor in settings), torch.get_num_threads())
+    return ids
+
+
+@functools.cache
+def _c_function() -> Any:
+    return load("sample").function("sample", c_void_p, c_int, *[c_int64] * 3, *[c_void_p] * 7, c_int)
+
+
+def _supports_c(*tensors: Tensor) -> str | None:
+    return load("sample").missing or unfit_for_c(*tensors)
+
+
+def _fake(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor, positions: Tensor
+) -> Tensor:
+    return logits.new_empty(logits.shape[0], dtype=torch.int64)
+
+
+def _example() -> Arguments:
+    logits = torch.arange(5 * 97, dtype=torch.float32).mul(0.7).sin().mul(4.0).view(5, 97)
+    return arguments(
+        logits,
+        torch.tensor([1.0, 0.0, 0.7, 1.3, 0.9]),
+        torch.tensor([0, 0, 7, 20, 0], dtype=torch.int32),
+        torch.tensor([1.0, 1.0, 1.0, 0.5, 0.8]),
+        torch.tensor([0.0, 0.0, 0.0, 0.02, 0.1]),
+        torch.tensor([3, 1, 4, -1, 5]),
+        torch.tensor([9, 2, 6, 5, 2**33]),
+    )
+
+
+op = Op("sample", reference, FastPath("cpu", _run_c, _supports_c), example=_example)
+op.register(fake=_fake)

@@ -1,0 +1,138 @@
+// One vocabulary of vector operations for AVX-512 (16 floats) and AVX2 (8 floats): the including file is compiled once for each.
+#pragma once
+
+// GCC 12 takes the undefined pass-through operand inside its own AVX-512 intrinsics for a mistake of ours.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+
+#include <cstdint>
+
+struct BFloat16 {
+    uint16_t bits;
+};
+struct Float16 {
+    uint16_t bits;
+};
+
+// Calls `run` with a value of the element type that a dtype code of strop.kernels.rows means.
+template <class Run> void with_dtype(int code, Run run) {
+    if (code == 0) run(float{});
+    if (code == 1) run(BFloat16{});
+    if (code == 2) run(Float16{});
+}
+
+#ifdef __AVX512F__
+
+using Floats = __m512;
+using Ints = __m512i;
+constexpr int width = 16;
+
+inline Floats all(float x) { return _mm512_set1_ps(x); }
+inline Ints all(int32_t x) { return _mm512_set1_epi32(x); }
+inline Ints ascending() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+inline Floats load(const float *p) { return _mm512_loadu_ps(p); }
+inline Floats load(const BFloat16 *p) {
+    const Ints wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+inline Floats load(const Float16 *p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+}
+inline Ints load(const uint32_t *p) { return _mm512_loadu_si512(p); }
+inline void store(float *p, Floats x) { _mm512_storeu_ps(p, x); }
+inline void store(uint32_t *p, Ints x) { _mm512_storeu_si512(p, x); }
+
+inline Floats maximum(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+inline Floats minimum(Floats a, Floats b) { return _mm512_min_ps(a, b); }
+inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+inline Floats nearest(Floats x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline Ints to_ints(Floats x) { return _mm512_cvtps_epi32(x); }
+inline Floats to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
+inline Floats as_floats(Ints x) { return _mm512_castsi512_ps(x); }
+inline Ints as_ints(Floats x) { return _mm512_castps_si512(x); }
+inline Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+inline Ints exclusive_or(Ints a, Ints b) { return _mm512_xor_si512(a, b); }
+template <int n> inline Ints shift_left(Ints x) { return _mm512_slli_epi32(x, n); }
+template <int n> inline Ints shift_right(Ints x) { return _mm512_srli_epi32(x, n); }
+
+// Bit l of a mask stands for lane l. A comparison with NaN is false, but for `differs`, where it is true.
+inline uint32_t greater(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+inline uint32_t at_least(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+inline uint32_t differs(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ); }
+inline Floats select(uint32_t mask, Floats chosen, Floats other) { return _mm512_mask_blend_ps(mask, other, chosen); }
+
+// The high and low halves of the 64-bit products of 32-bit lanes.
+inline void multiply_wide(Ints a, uint32_t factor, Ints &high, Ints &low) {
+    const Ints b = all(static_cast<int32_t>(factor));
+    const Ints even = _mm512_mul_epu32(a, b), odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), b);
+    high = _mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
+    low = _mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
+}
+
+// The sum of non-negative 32-bit lanes, without overflow.
+inline int64_t sum(Ints x) {
+    const Ints low = _mm512_cvtepu32_epi64(_mm512_castsi512_si256(x));
+    const Ints high = _mm512_cvtepu32_epi64(_mm512_extracti64x4_epi64(x, 1));
+    return _mm512_reduce_add_epi64(_mm512_add_epi64(low, high));
+}
+
+#else
+
+using Floats = __m256;
+using Ints = __m256i;
+constexpr int width = 8;
+
+inline Floats all(float x) { return _mm256_set1_ps(x); }
+inline Ints all(int32_t x) { return _mm256_set1_epi32(x); }
+inline Ints ascending() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
+inline Floats load(const float *p) { return _mm256_loadu_ps(p); }
+inline Floats load(const BFloat16 *p) {
+    const Ints wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+inline Floats load(const Float16 *p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))); }
+inline Ints load(const uint32_t *p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }
+inline void store(float *p, Floats x) { _mm256_storeu_ps(p, x); }
+inline void store(uint32_t *p, Ints x) { _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), x); }
+
+inline Floats maximum(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+inline Floats minimum(Floats a, Floats b) { return _mm256_min_ps(a, b); }
+inline Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+inline Floats nearest(Floats x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline Ints to_ints(Floats x) { return _mm256_cvtps_epi32(x); }
+inline Floats to_floats(Ints x) { return _mm256_cvtepi32_ps(x); }
+inline Floats as_floats(Ints x) { return _mm256_castsi256_ps(x); }
+inline Ints as_ints(Floats x) { return _mm256_castps_si256(x); }
+inline Ints add(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
+inline Ints exclusive_or(Ints a, Ints b) { return _mm256_xor_si256(a, b); }
+template <int n> inline Ints shift_left(Ints x) { return _mm256_slli_epi32(x, n); }
+template <int n> inline Ints shift_right(Ints x) { return _mm256_srli_epi32(x, n); }
+
+// Bit l of a mask stands for lane l. A comparison with NaN is false, but for `differs`, where it is true.
+inline uint32_t greater(Floats a, Floats b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)); }
+inline uint32_t at_least(Floats a, Floats b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)); }
+inline uint32_t differs(Floats a, Floats b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NEQ_UQ)); }
+inline Floats select(uint32_t mask, Floats chosen, Floats other) {
+    const Ints lane_bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const Ints set = _mm256_cmpeq_epi32(_mm256_and_si256(all(static_cast<int32_t>(mask)), lane_bit), lane_bit);
+    return _mm256_blendv_ps(other, chosen, _mm256_castsi256_ps(set));
+}
+
+// The high and low halves of the 64-bit products of 32-bit lanes.
+inline void multiply_wide(Ints a, uint32_t factor, Ints &high, Ints &low) {
+    const Ints b = all(static_cast<int32_t>(factor));
+    const Ints even = _mm256_mul_epu32(a, b), odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), b);
+    high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
+    low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+}
+
+// The sum of non-negative 32-bit lanes, without overflow.
+inline int64_t sum(Ints x) {
+    const Ints low = _mm256_cvtepu32_epi64(_mm256_castsi256_si128(x));
+    const Ints high = _mm256_cvtepu32_epi64(_mm256_extracti128_si256(x, 1));
+    alignas(32) int64_t lanes[4];
+    _mm256_store_si256(reinterpret_cast<Ints *>(lanes), _mm256_add_epi64(low, high));
+    return lanes[0] + lanes[1] + lanes[2] + lanes[3];
+}
+
+#endif
