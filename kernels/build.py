@@ -27,7 +27,7 @@ from strop.errors import KernelError
 
 SOURCES = Path(__file__).parent / "csrc"
 # No -ffast-math: it would let the compiler reorder sums, and switch denormals off in every thread that loads the object.
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra")
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=off", "-fno-math-errno")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,37 +1,33 @@
 """Causal attention of packed queries over a paged key-value cache.
 
-`T` queries of `S` sequences stand back to back; a sequence's keys lie in pages of 16 tokens named by its row of `tables`.
+`T` queries of `S` sequences stand back to back; a sequence's keys lie in the pages of 16 that its row of `tables` names.
 Law: what a query gets depends, bit for bit, only on itself and the keys it sees: not on its neighbours in the call, on how
 the prompt was cut, on page numbers or on threads. So each query meets its keys in one fixed order, whatever is beside it.
-
-Inside a page, `pack` values share 32 bits (2 of 16 bits or 1 of 32), so that one instruction takes a pair of them:
-keys are [pages, KV, D / pack, 16, pack] (16 keys' scores in one register), values [pages, KV, 16 / pack, D, pack].
 """
 
 from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from strop.errors import KernelError
-from strop.kernels.registry import Arguments, Op, arguments
+from strop.kernels import build
+from strop.kernels.paged_cache import PAGE, allocate, copy_page, gather, rows_are_dense, write
+from strop.kernels.registry import Arguments, FastPath, Op, arguments
 
-PAGE = 16
+__all__ = ["ATTEND", "PAGE", "allocate", "attend", "copy_page", "write"]
 
-
-def allocate(pages: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Empty key and value caches of one layer. 16-bit types need an even `head_dim`."""
-    pack = max(1, 4 // dtype.itemsize)
-    if head_dim % pack:
-        raise KernelError(f"head_dim {head_dim} is odd; {dtype} caches need an even one.")
-    keys = torch.zeros(pages, kv_heads, head_dim // pack, PAGE, pack, dtype=dtype)
-    values = torch.zeros(pages, kv_heads, PAGE // pack, head_dim, pack, dtype=dtype)
-    return keys, values
-
-
-def write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
-    """Put `k`, `v` [T, KV, D] at `slots` [T] int32: page * 16 + offset, or -1 to skip a row of padding."""
-    WRITE(k, v, k_cache, v_cache, slots)
+_NO_WINDOW = 1 << 40
+_LARGEST_HEAD = 512  # MAX_DIM of csrc/attention.cpp: what a task holds on its stack
+_FAULTS = (
+    "starts must begin with 0, never fall, and end within the rows of q",
+    "lengths must lie between 0 and the keys that tables has room for",
+    "tables names a page that the cache does not have",
+)
 
 
 def attend(
@@ -51,22 +47,34 @@ def attend(
     `tables` [S, P] int32: the pages of each sequence. `starts` [S + 1] int32: where its queries begin in `q`; rows from
     `starts[S]` on are padding and come back zero. `lengths` [S] int32: keys that its last query sees. So query i of n sees
     keys j <= length - n + i, and of those only the last `window`. `softcap`: scores become softcap * tanh(score / softcap).
+    A query that sees no key gets zeros.
     """
+    _check(q, k_cache, v_cache, tables, starts, lengths, window, softcap)
     return ATTEND(q, k_cache, v_cache, tables, starts, lengths, scale=scale, window=window, softcap=softcap)
 
 
-def copy_page(k_cache: Tensor, v_cache: Tensor, source: int, target: int) -> None:
-    """Copy one page, for a sequence that forks in the middle of it."""
-    k_cache[target].copy_(k_cache[source])
-    v_cache[target].copy_(v_cache[source])
-
-
-def write_reference(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
-    kept = slots >= 0
-    k, v, slots = k[kept], v[kept], slots[kept].long()
-    page, offset, pack = slots // PAGE, slots % PAGE, k_cache.shape[-1]
-    k_cache.permute(0, 3, 1, 2, 4)[page, offset] = k.reshape(*k.shape[:2], -1, pack)
-    v_cache.permute(0, 2, 4, 1, 3)[page, offset // pack, offset % pack] = v
+def _check(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    tables: Tensor,
+    starts: Tensor,
+    lengths: Tensor,
+    window: int | None,
+    softcap: float | None,
+) -> None:
+    kv_heads, head_dim = v_cache.shape[1], v_cache.shape[3]
+    if q.dim() != 3 or q.shape[2] != head_dim or q.shape[1] % kv_heads:
+        raise KernelError(f"q: must be [T, a multiple of {kv_heads}, {head_dim}] for these caches; got {list(q.shape)}.")
+    if not q.dtype is k_cache.dtype is v_cache.dtype:
+        raise KernelError(f"q: must have the caches' type {k_cache.dtype}; got {q.dtype}.")
+    sequences = tables.shape[0]
+    if lengths.shape[0] != sequences or starts.shape[0] != sequences + 1:
+        raise KernelError(f"tables has {sequences} rows; got {lengths.shape[0]} lengths and {starts.shape[0]} starts.")
+    if window is not None and window < 1:
+        raise KernelError(f"window: must be at least 1 or None; got {window}.")
+    if softcap is not None and not softcap > 0:
+        raise KernelError(f"softcap: must be above 0 or None; got {softcap}.")
 
 
 def attend_reference(
@@ -81,23 +89,17 @@ def attend_reference(
     window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
+    _check_integers(q, k_cache, tables, starts, lengths)
     out = torch.zeros(q.shape, dtype=q.dtype)
-    for s, (start, end) in enumerate(zip(starts.tolist(), starts.tolist()[1:], strict=False)):
-        keys, values = _gather(k_cache, v_cache, tables[s])
+    for table, start, end, length in zip(tables, starts.tolist()[:-1], starts.tolist()[1:], lengths.tolist(), strict=True):
+        pages = -(-length // PAGE)
+        keys, values = (each.float() for each in gather(k_cache, v_cache, table[:pages]))
         for i in range(start, end):
-            last = int(lengths[s]) - (end - i) + 1
+            last = length - (end - i) + 1
             first = max(0, last - window) if window is not None else 0
             if last > first:
                 out[i] = _attend_one(q[i].float(), keys[first:last], values[first:last], scale, softcap)
     return out
-
-
-def _gather(k_cache: Tensor, v_cache: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """The keys and values [P * 16, KV, D] of one sequence, in order, as float32."""
-    pages = table.long()
-    keys = k_cache[pages].permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1)
-    values = v_cache[pages].permute(0, 2, 4, 1, 3).flatten(0, 2)
-    return keys.float(), values.float()
 
 
 def _attend_one(q: Tensor, keys: Tensor, values: Tensor, scale: float, softcap: float | None) -> Tensor:
@@ -110,13 +112,84 @@ def _attend_one(q: Tensor, keys: Tensor, values: Tensor, scale: float, softcap: 
     return (weights.unsqueeze(-1) * values.unsqueeze(2)).sum(0).flatten(0, 1)
 
 
-def _write_example() -> Arguments:
-    generator = torch.Generator().manual_seed(0)
-    k, v = torch.randn(2, 3, 2, 16, generator=generator)
-    return arguments(k, v, *allocate(2, 2, 16, torch.float32), torch.tensor([17, -1, 3], dtype=torch.int32))
+def _check_integers(q: Tensor, k_cache: Tensor, tables: Tensor, starts: Tensor, lengths: Tensor) -> None:
+    if starts[0] != 0 or bool((starts.diff() < 0).any()) or starts[-1] > q.shape[0]:
+        raise _fault(1)
+    if bool(((lengths < 0) | (lengths > tables.shape[1] * PAGE)).any()):
+        raise _fault(2)
+    used = torch.arange(tables.shape[1]) * PAGE < lengths.unsqueeze(1)
+    if bool((used & ((tables < 0) | (tables >= k_cache.shape[0]))).any()):
+        raise _fault(3)
 
 
-def _attend_example() -> Arguments:
+def _fault(number: int) -> KernelError:
+    return KernelError(f"attend: {_FAULTS[number - 1]}.")
+
+
+def attend_cpu(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    tables: Tensor,
+    starts: Tensor,
+    lengths: Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    tokens, heads, head_dim = q.shape
+    out = torch.empty((tokens, heads, head_dim), dtype=q.dtype)
+    pages, kv_heads = k_cache.shape[:2]
+    sequences, width = tables.shape
+    fault = _c_attend()(
+        q.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), out.data_ptr(), tables.data_ptr(), starts.data_ptr(),
+        lengths.data_ptr(), q.stride(0), tokens, sequences, width, pages, heads, kv_heads, head_dim, window or _NO_WINDOW,
+        scale, softcap or 0.0, q.dtype is torch.bfloat16, torch.get_num_threads(),
+    )  # fmt: skip
+    if fault:
+        raise _fault(fault)
+    return out
+
+
+def attend_cpu_supports(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    tables: Tensor,
+    starts: Tensor,
+    lengths: Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> str | None:
+    missing = build.load("attention").missing
+    if missing is not None:
+        return missing
+    if not (q.is_cpu and k_cache.is_cpu and v_cache.is_cpu and tables.is_cpu and starts.is_cpu and lengths.is_cpu):
+        return "a tensor is not on the CPU"
+    if q.dtype is not torch.bfloat16 and q.dtype is not torch.float32:
+        return f"{q.dtype} is neither bfloat16 nor float32"
+    if q.shape[2] % 16 or q.shape[2] > _LARGEST_HEAD:
+        return f"head_dim {q.shape[2]} is not a multiple of 16 up to {_LARGEST_HEAD}"
+    if not (rows_are_dense(q) and k_cache.is_contiguous() and v_cache.is_contiguous()):
+        return "the rows of q or the caches are not contiguous"
+    if not (tables.dtype is starts.dtype is lengths.dtype is torch.int32):
+        return "tables, starts and lengths must be int32"
+    return None if tables.is_contiguous() and starts.is_contiguous() and lengths.is_contiguous() else "tables are strided"
+
+
+@functools.cache
+def _c_attend() -> Any:
+    pointers, integers, floats = (ctypes.c_void_p,) * 7, (ctypes.c_int64,) * 9, (ctypes.c_float,) * 2
+    types = (*pointers, *integers, *floats, ctypes.c_int, ctypes.c_int)
+    function = build.load("attention").function("strop_attend", *types)
+    function.restype = ctypes.c_int
+    return function
+
+
+def _example() -> Arguments:
     generator = torch.Generator().manual_seed(0)
     k_cache, v_cache = allocate(3, 2, 16, torch.float32)
     k_cache.normal_(generator=generator)
@@ -127,5 +200,9 @@ def _attend_example() -> Arguments:
     return arguments(q, k_cache, v_cache, tables, starts, lengths, scale=0.25)
 
 
-WRITE = Op("paged_write", write_reference, example=_write_example)
-ATTEND = Op("paged_attend", attend_reference, example=_attend_example)
+def _fake(q: Tensor, *_: Any, **__: Any) -> Tensor:
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
+
+
+ATTEND = Op("paged_attend", attend_reference, FastPath("cpu", attend_cpu, attend_cpu_supports), example=_example)
+ATTEND.register(fake=_fake)
