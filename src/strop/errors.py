@@ -71,6 +71,12 @@ class RequestTooLarge(StropError):
     status, type, code = 413, "invalid_request_error", "request_too_large"
 
 
+class UnsupportedMediaType(StropError):
+    """The body is not announced as JSON."""
+
+    status, type, code = 415, "invalid_request_error", "unsupported_media_type"
+
+
 class RateLimited(StropError):
     """This key has as many requests under way as it may have."""
 
@@ -117,6 +123,12 @@ class PluginError(ConfigError):
     """A plugin cannot be imported, or two distributions claim one name."""
 
     code = "plugin_error"
+
+
+class MessageError(StropError):
+    """Bytes between processes that are no message, or an object that cannot become one. Never reaches the wire."""
+
+    code = "message_error"
 
 
 class KernelError(StropError):
