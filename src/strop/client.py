@@ -10,7 +10,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, TypeAlias, TypedDict, Unpack, overload
+from typing import Any, TypeAlias, Unpack, overload
 from urllib.parse import quote
 
 import openai
@@ -22,6 +22,7 @@ from openai.types import completion_create_params as text_params
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.chat import completion_create_params as chat_params
 from pydantic import BaseModel
+from typing_extensions import TypedDict
 
 from strop.contracts import Evidence, Plugin
 

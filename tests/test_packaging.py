@@ -1,0 +1,65 @@
+"""What is built holds every module of every room under one import name, and importing the face loads no torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("kernels", "samplers", "guidance", "server")
+HEAVY = ("torch", "transformers", "fastapi", "uvicorn", "strop.server")
+
+
+def expected() -> set[str]:
+    """Paths below `strop/` that an installation needs."""
+    face = {path.relative_to(ROOT / "src" / "strop") for path in (ROOT / "src" / "strop").glob("*.py")}
+    face |= {path.relative_to(ROOT / "src" / "strop") for path in (ROOT / "src" / "strop" / "commands").rglob("*.py")}
+    rooms = {path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py")}
+    sources = {path.relative_to(ROOT) for path in (ROOT / "kernels" / "csrc").iterdir() if path.is_file()}
+    return {path.as_posix() for path in face | rooms | sources} | {"py.typed"}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sdist, and the wheel built from it."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return folder
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_every_room_and_nothing_else(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if not name.endswith("/")}
+    tops = {name.partition("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"strop"}
+    assert {f"strop/{path}" for path in expected()} - names == set()
+
+
+@pytest.mark.slow
+def test_the_sdist_holds_every_room(built: Path) -> None:
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {"/".join(Path(member.name).parts[1:]) for member in archive.getmembers() if not member.isdir()}
+    assert {f"src/strop/{path}" for path in expected()} - names == set()
+
+
+@pytest.mark.parametrize("module", ["strop", "strop.client", "strop.cli", "strop.config", "strop.testing"])
+def test_the_face_loads_no_torch(module: str) -> None:
+    code = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_plugins_can_be_built_without_torch() -> None:
+    code = "import sys; from strop.samplers.tokens import Tokens; Tokens(top_k=5); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "False"
