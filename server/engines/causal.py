@@ -93,6 +93,7 @@ class CausalEngine:
         job = Job(plan, open=plan.n)
         self._rows.append(self._row(job, 0, tracks, forks=plan.n - 1))
 
+    @torch.inference_mode()
     def step(self) -> Sequence[tuple[PlanId, Event]]:
         """One forward per network, then one draw for every row whose next-token logits are known."""
         if not self._rows:

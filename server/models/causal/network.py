@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from strop.server.models.causal.linear import pack, stabilise
 
 _ATTENTION = "strop_paged"
 _PROBE_TOKENS = 40
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
+"""How far logits may differ from those of transformers' own attention on the probe, in standard deviations, on average."""
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 _STATIC_ROPE = {"default", "linear", "llama3", "yarn", "proportional"}
 
@@ -34,12 +35,31 @@ class Packed:
     lengths: Tensor  # [S] int32: keys that the sequence's last token sees
 
 
+class Caches:
+    """The keys and values of every layer, `pages` pages each. A layer's are made when it first speaks, in the shape it has."""
+
+    def __init__(self, pages: int) -> None:
+        self.pages = pages
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def of(self, layer: int, key: Tensor) -> tuple[Tensor, Tensor]:
+        """The caches of `layer`, whose keys [T, KV, D] look like `key`."""
+        if layer not in self.layers:
+            self.layers[layer] = paged_attention.allocate(self.pages, key.shape[1], key.shape[2], key.dtype)
+        return self.layers[layer]
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page over all layers that have spoken."""
+        return sum(tensor.nbytes for pair in self.layers.values() for tensor in pair) // self.pages
+
+
 @dataclass(frozen=True, slots=True)
 class _Context:
     """What the attention of one forward needs; travels through the model's keyword arguments."""
 
     packed: Packed
-    caches: Sequence[tuple[Tensor, Tensor]]
+    caches: Caches
 
 
 def _attend(
@@ -59,9 +79,9 @@ def _attend(
     """transformers' attention interface over the pages: store this forward's keys and values, then attend to all stored."""
     if attention_mask is not None or s_aux is not None:
         raise ModelLoadError("this architecture needs an attention mask or sinks of its own, which the paged attention lacks")
-    packed = paged.packed
-    k_cache, v_cache = paged.caches[int(module.layer_idx)]  # type: ignore[arg-type]
-    paged_attention.write(_by_token(key), _by_token(value), k_cache, v_cache, packed.slots)
+    packed, key = paged.packed, _by_token(key)
+    k_cache, v_cache = paged.caches.of(int(module.layer_idx), key)  # type: ignore[arg-type]
+    paged_attention.write(key, _by_token(value), k_cache, v_cache, packed.slots)
     out = paged_attention.attend(
         _by_token(query),
         k_cache,
@@ -83,30 +103,35 @@ def _by_token(x: Tensor) -> Tensor:
 class Network:
     """One decoder's weights and its KV cache. Used from one thread at a time."""
 
-    def __init__(self, model: Any, *, kv_bytes: int, max_tokens: int) -> None:
+    def __init__(self, model: Any, *, pages: int) -> None:
         config = model.config.get_text_config()
-        self._model = model.eval()
+        self._model = model
+        self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self.dtype: torch.dtype = model.dtype
         self.vocabulary = int(config.vocab_size)
         self.context_length = context_length(config)
         self.eos_ids = _eos_ids(model)
-        heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-        width = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-        layers = int(config.num_hidden_layers)
-        page_bytes = 2 * layers * heads * width * PAGE * self.dtype.itemsize
-        self.pages = max(kv_bytes // page_bytes, 8)
-        self._caches = [paged_attention.allocate(self.pages, heads, width, self.dtype) for _ in range(layers)]
+        self.caches = Caches(pages)
+        self.padding = 1
+
+    @property
+    def pages(self) -> int:
+        return self.caches.pages
+
+    def settle(self, *, kv_bytes: int, max_tokens: int) -> None:
+        """Take the memory and the weight layout for serving forwards of up to `max_tokens` tokens."""
+        self.caches = Caches(max(kv_bytes // self.caches.page_bytes, 8))
         pack(self._model)
         self.padding = stabilise(self._model, sizes=_sizes(max_tokens))
 
     @torch.inference_mode()
     def hidden(self, packed: Packed) -> Tensor:
         """Last hidden states [T, width] of the packed tokens, whose keys and values are stored on the way."""
-        out = self._model.model(
+        out = self._model.base_model(
             input_ids=packed.ids.unsqueeze(0),
             position_ids=packed.positions.unsqueeze(0),
             use_cache=False,
-            paged=_Context(packed, self._caches),
+            paged=_Context(packed, self.caches),
         )
         hidden: Tensor = out.last_hidden_state[0]
         return hidden
@@ -115,14 +140,13 @@ class Network:
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [B, V] of hidden states [B, width]."""
         rows = hidden.shape[0]
-        out: Tensor = self._model.lm_head(nn.functional.pad(hidden, (0, 0, 0, -rows % self.padding)))[:rows]
-        if (cap := getattr(self._model.config.get_text_config(), "final_logit_softcapping", None)) is not None:
-            out = torch.tanh(out / cap) * cap
-        return out
+        out: Tensor = self._model.get_output_embeddings()(nn.functional.pad(hidden, (0, 0, 0, -rows % self.padding)))[:rows]
+        return out if self._softcap is None else torch.tanh(out / self._softcap) * self._softcap
 
+    @torch.inference_mode()
     def copy_page(self, source: int, target: int) -> None:
         """Copy what page `source` holds, in every layer, to page `target`."""
-        for k_cache, v_cache in self._caches:
+        for k_cache, v_cache in self.caches.layers.values():
             paged_attention.copy_page(k_cache, v_cache, source, target)
 
 
@@ -132,7 +156,6 @@ def load(folder: Path, *, dtype: torch.dtype, kv_bytes: int, max_tokens: int) ->
     `max_tokens` is the most tokens a forward will see. What an architecture does is not guessed from its name: its own eager
     attention and ours must give the same logits on a probe before the network is accepted.
     """
-    AttentionInterface.register(_ATTENTION, _attend)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         _check(config)
@@ -148,20 +171,20 @@ def from_model(model: Any, *, kv_bytes: int, max_tokens: int) -> Network:
     """A network around an instantiated transformers decoder, after the probe of `load`."""
     _check(model.config)
     name = type(model).__name__
-    if not getattr(model, "_supports_attention_backend", False) or not hasattr(model, "model") or not hasattr(model, "lm_head"):
+    if not getattr(model, "_supports_attention_backend", False) or model.get_output_embeddings() is None:
         raise ModelLoadError(f"{name} does not take an attention of ours (transformers' attention interface)")
+    AttentionInterface.register(_ATTENTION, _attend)
     model.eval().set_attn_implementation("eager")
     probe = torch.arange(_PROBE_TOKENS) * 7919 % int(model.config.get_text_config().vocab_size)
     with torch.inference_mode():
         expected = model(input_ids=probe.unsqueeze(0), use_cache=False).logits[0].float()
     model.set_attn_implementation(_ATTENTION)
-    network = Network(model, kv_bytes=kv_bytes, max_tokens=max_tokens)
+    network = Network(model, pages=-(-_PROBE_TOKENS // PAGE))
     found = network.logits(network.hidden(_probe(probe))).float()
-    limit = (0.15 if network.dtype == torch.bfloat16 else 1e-3) * max(float(expected.std()), 1e-6)
+    limit = _TOLERANCE[network.dtype] * max(float(expected.std()), 1e-6)
     if not float((found - expected).abs().mean()) <= limit:
-        raise ModelLoadError(
-            f"{name} does something that the paged attention does not: its logits differ from its own by > {limit:.3g}"
-        )
+        raise ModelLoadError(f"{name} does more than its attention tells: its logits and ours differ by more than {limit:.3g}")
+    network.settle(kv_bytes=kv_bytes, max_tokens=max_tokens)
     return network
 
 
