@@ -124,8 +124,10 @@ def _c_function() -> Any:
     return load("sample").function("sample", c_void_p, c_int, *[c_int64] * 3, *[c_void_p] * 7, c_int)
 
 
-def _supports_c(*tensors: Tensor) -> str | None:
-    return load("sample").missing or unfit_for_c(*tensors)
+def _supports_c(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor, positions: Tensor
+) -> str | None:
+    return load("sample").missing or unfit_for_c(logits, temperature, top_k, top_p, min_p, seeds, positions)
 
 
 def _fake(

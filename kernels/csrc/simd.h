@@ -1,4 +1,4 @@
-// One vocabulary of vector operations for AVX-512 (16 floats) and AVX2 (8 floats): the including file is compiled once for each.
+// One set of vector operations for AVX-512 (16 floats) and AVX2 (8 floats); sources are compiled once for each.
 #pragma once
 
 // GCC 12 takes the undefined pass-through operand inside its own AVX-512 intrinsics for a mistake of ours.
@@ -46,6 +46,7 @@ inline Floats maximum(Floats a, Floats b) { return _mm512_max_ps(a, b); }
 inline Floats minimum(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 inline Floats nearest(Floats x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline Floats times_power_of_two(Floats x, Floats n) { return _mm512_scalef_ps(x, n); }
 inline Ints to_ints(Floats x) { return _mm512_cvtps_epi32(x); }
 inline Floats to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
 inline Floats as_floats(Ints x) { return _mm512_castsi512_ps(x); }
@@ -100,6 +101,9 @@ inline Floats minimum(Floats a, Floats b) { return _mm256_min_ps(a, b); }
 inline Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 inline Floats nearest(Floats x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline Ints to_ints(Floats x) { return _mm256_cvtps_epi32(x); }
+inline Floats times_power_of_two(Floats x, Floats n) {  // for results that are normal numbers
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(to_ints(n), 23)));
+}
 inline Floats to_floats(Ints x) { return _mm256_cvtepi32_ps(x); }
 inline Floats as_floats(Ints x) { return _mm256_castsi256_ps(x); }
 inline Ints as_ints(Floats x) { return _mm256_castps_si256(x); }

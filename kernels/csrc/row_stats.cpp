@@ -1,0 +1,186 @@
+// Statistics of logits rows in one read: the definition is strop/kernels/row_stats.py.
+// A row is folded block by block, from left to right, into a state of a few numbers. Blocks lie at fixed vocabulary indices,
+// so the result depends neither on the other rows nor on how many calls the vocabulary is split over, bit for bit.
+// Race-free: each row is folded by one thread, which owns that row's state and outputs.
+#include <algorithm>
+
+#include "rows.h"
+
+namespace {
+
+constexpr int64_t block = 4096;  // 16 KiB of float32: the second look at a block finds it in the first-level cache
+constexpr int unroll = 4;        // independent accumulators, to hide the latency of max and add
+constexpr int64_t serial_below = 1 << 16;
+
+struct State {
+    double top = minus_infinity, second = minus_infinity;
+    double sum = 0, weighted = 0;  // of exp(z - top), and of exp(z - top) (z - top)
+    double total = 0;              // of the finite z
+    int64_t count = 0;             // of the finite z
+    int64_t argmax = -1;
+    Winner winner;
+    double winner_z = 0;  // tempered as the statistics are
+};
+static_assert(sizeof(State) == 80, "row_stats.py allocates states of this size");
+
+struct Outputs {
+    float *numbers;  // [B, 6]: max, second, lse, entropy, self-certainty, log-probability of the winner
+    int64_t *picks;  // [B, 2]: argmax, winner
+    float *logprobs; // [B, K], of the ids
+};
+
+// 2^f for f in [-1/2, 1/2], minimax to 2e-9: below float32's rounding.
+inline Floats exp2_fraction(Floats f) {
+    Floats p = all(0.000153458124f);
+    for (const float c : {0.00133999309f, 0.00961848907f, 0.0555032864f, 0.240226462f, 0.693147182f, 1.0f}) p = fma(p, f, all(c));
+    return p;
+}
+
+inline double sum_in_order(const Floats *lanes_of) {
+    alignas(64) float values[width];
+    store(values, (lanes_of[0] + lanes_of[1]) + (lanes_of[2] + lanes_of[3]));
+    double result = 0;
+    for (const float value : values) result += value;
+    return result;
+}
+
+template <class T> void two_largest(const T *x, int64_t size, float scale, float &top, float &second) {
+    Floats first[unroll], next[unroll];
+    for (int u = 0; u < unroll; ++u) first[u] = next[u] = all(minus_infinity);
+    for (int64_t i = 0; i < size; i += unroll * width)
+        for (int u = 0; u < unroll; ++u) {
+            const Floats z = load(x + i + u * width) * all(scale);
+            next[u] = maximum(next[u], minimum(first[u], z));
+            first[u] = maximum(first[u], z);
+        }
+    top = second = minus_infinity;
+    for (int u = 0; u < unroll; ++u) {
+        alignas(64) float a[width], b[width];
+        store(a, first[u]);
+        store(b, next[u]);
+        for (int l = 0; l < width; ++l) {
+            second = std::fmax(second, std::fmax(b[l], std::fmin(a[l], top)));
+            top = std::fmax(top, a[l]);
+        }
+    }
+}
+
+// The sums over one block; `top` is its largest z. The exponent is clamped where exp would become a denormal number.
+template <class T> void sums(const T *x, int64_t size, float scale, float top, State &part) {
+    Floats sum[unroll], weighted[unroll], total[unroll];
+    for (int u = 0; u < unroll; ++u) sum[u] = weighted[u] = total[u] = all(0.0f);
+    for (int64_t i = 0; i < size; i += unroll * width)
+        for (int u = 0; u < unroll; ++u) {
+            const Floats z = load(x + i + u * width) * all(scale);
+            const Floats d = maximum(z - all(top), all(-87.0f)), t = d * all(1.44269504f), n = nearest(t);
+            const Floats e = times_power_of_two(exp2_fraction(t - n), n);
+            const uint32_t finite = differs(z, all(minus_infinity));
+            sum[u] = sum[u] + e;
+            weighted[u] = fma(e, d, weighted[u]);
+            total[u] = total[u] + select(finite, z, all(0.0f));
+            part.count += __builtin_popcount(finite);
+        }
+    part.sum = sum_in_order(sum);
+    part.weighted = sum_in_order(weighted);
+    part.total = sum_in_order(total);
+}
+
+template <class T> int64_t first_at(const T *x, int64_t size, float scale, float top) {
+    for (int64_t i = 0; i < size; i += width)
+        if (const uint32_t found = at_least(load(x + i) * all(scale), all(top))) return i + __builtin_ctz(found);
+    return -1;
+}
+
+// `size` is a multiple of `tile`; the block starts at vocabulary index `index`.
+template <class T> void fold_block(const T *x, int64_t size, float scale, int64_t index, State &state) {
+    float top, second;
+    two_largest(x, size, scale, top, second);
+    State part;
+    sums(x, size, scale, top == minus_infinity ? 0.0f : top, part);
+    state.total += part.total;
+    state.count += part.count;
+    if (top == minus_infinity) return;
+    state.second = std::max({state.second, double(second), std::min(state.top, double(top))});
+    if (top > state.top) {
+        state.argmax = index + first_at(x, size, scale, top);
+        const double shift = state.top - top, factor = std::exp(shift);
+        state.weighted = part.weighted + (state.sum > 0 ? factor * (state.weighted + state.sum * shift) : 0.0);
+        state.sum = part.sum + state.sum * factor;
+        state.top = top;
+    } else {
+        const double shift = top - state.top, factor = std::exp(shift);
+        state.weighted += factor * (part.weighted + part.sum * shift);
+        state.sum += part.sum * factor;
+    }
+}
+
+template <class T> double value_at(const T *x, int64_t i, float scale) {
+    alignas(64) float values[width];
+    store(values, load_part(x + i, 1, 0.0f) * all(scale));
+    return values[0];
+}
+
+template <class T> void fold_row(const T *x, int64_t size, float scale, int64_t offset, State &state) {
+    const int64_t whole = size / block * block, rest = size - whole;
+    for (int64_t i = 0; i < whole; i += block) fold_block(x + i, block, scale, offset + i, state);
+    if (!rest) return;
+    alignas(64) float last[block];
+    const int64_t padded = (rest + tile - 1) / tile * tile;
+    const TemperedRow<T> row{x + whole, rest, scale};
+    for (int64_t i = 0; i < padded; i += width) store(last + i, row.z(i));
+    fold_block(last, padded, 1.0f, offset + whole, state);
+}
+
+void finish(const State &state, int64_t b, int64_t ids, const Outputs &out) {
+    const bool valid = std::isfinite(state.top) && !std::isnan(state.total);
+    const double missing = std::nan(""), log_sum = std::log(state.sum), lse = state.top + log_sum;
+    const double entropy = std::fmax(log_sum - state.weighted / state.sum, 0.0);
+    const double certainty = lse - state.total / double(state.count) - std::log(double(state.count));
+    const double numbers[6] = {state.top, state.second, lse, entropy, certainty, state.winner_z - lse};
+    for (int j = 0; j < 6; ++j) out.numbers[b * 6 + j] = static_cast<float>(valid ? numbers[j] : missing);
+    out.picks[b * 2] = valid ? state.argmax : -1;
+    out.picks[b * 2 + 1] = valid ? state.winner.index : -1;
+    if (state.winner.index < 0) out.numbers[b * 6 + 5] = static_cast<float>(missing);
+    for (int64_t k = b * ids; k < (b + 1) * ids; ++k)
+        out.logprobs[k] = static_cast<float>(valid ? out.logprobs[k] - lse : missing);
+}
+
+bool greedy(float temperature) { return temperature < 1e-5f; }  // as GREEDY_BELOW in sample.py
+
+}  // namespace
+
+// Folds columns [offset, offset + size) of the vocabulary; offset, a multiple of `block`, is 0 in the first call and `last` is
+// set in the final one. Null pointers stand for what was not asked.
+extern "C" void row_stats(const void *logits, int dtype, int64_t rows, int64_t size, int64_t stride, int64_t offset, int last,
+                          const float *temperature, const int64_t *ids, int64_t ids_per_row, const int64_t *seeds,
+                          const int64_t *positions, const float *draw_temperature, void *states, float *numbers,
+                          int64_t *picks, float *logprobs, int threads) {
+    const Outputs out{numbers, picks, logprobs};
+    with_dtype(dtype, [&](auto zero) {
+        using T = decltype(zero);
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows * size >= serial_below)
+        for (int64_t b = 0; b < rows; ++b) {
+            const T *x = static_cast<const T *>(logits) + b * stride;
+            const float scale = temperature ? 1.0f / temperature[b] : 1.0f;
+            State &state = static_cast<State *>(states)[b];
+            if (offset == 0) state = State();
+            fold_row(x, size, scale, offset, state);
+            if (seeds) {
+                const int64_t before = state.winner.index;
+                if (draw_temperature && greedy(draw_temperature[b])) {
+                    state.winner.index = state.argmax;
+                } else {
+                    const float draw_scale = draw_temperature ? 1.0f / draw_temperature[b] : scale;
+                    const NoiseKey key{static_cast<uint64_t>(seeds[b]), static_cast<uint64_t>(positions[b])};
+                    race(TemperedRow<T>{x, size, draw_scale}, 0, size, offset, minus_infinity, key, state.winner);
+                }
+                if (state.winner.index != before) state.winner_z = value_at(x, state.winner.index - offset, scale);
+            }
+            for (int64_t k = b * ids_per_row; k < (b + 1) * ids_per_row; ++k) {
+                if (offset == 0) logprobs[k] = std::nanf("");
+                if (ids[k] >= offset && ids[k] < offset + size) logprobs[k] = value_at(x, ids[k] - offset, scale);
+            }
+            if (last) finish(state, b, ids_per_row, out);
+        }
+    });
+}
