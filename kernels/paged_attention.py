@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import struct
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from strop.kernels.registry import Arguments, FastPath, Op, arguments
 __all__ = ["ATTEND", "PAGE", "allocate", "attend", "copy_page", "write"]
 
 _NO_WINDOW = 1 << 40
+_CALL = struct.Struct("@7P9q2f2i")  # Call in csrc/attention.cpp
 _LARGEST_HEAD = 512  # MAX_DIM of csrc/attention.cpp: what a task holds on its stack
 _FAULTS = (
     "starts must begin with 0, never fall, and end within the rows of q",
@@ -142,11 +144,12 @@ def attend_cpu(
     out = torch.empty((tokens, heads, head_dim), dtype=q.dtype)
     pages, kv_heads = k_cache.shape[:2]
     sequences, width = tables.shape
-    fault = _c_attend()(
+    call = _CALL.pack(
         q.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), out.data_ptr(), tables.data_ptr(), starts.data_ptr(),
         lengths.data_ptr(), q.stride(0), tokens, sequences, width, pages, heads, kv_heads, head_dim, window or _NO_WINDOW,
         scale, softcap or 0.0, q.dtype is torch.bfloat16, torch.get_num_threads(),
     )  # fmt: skip
+    fault = _c_attend()(call)
     if fault:
         raise _fault(fault)
     return out
@@ -171,8 +174,9 @@ def attend_cpu_supports(
         return "a tensor is not on the CPU"
     if q.dtype is not torch.bfloat16 and q.dtype is not torch.float32:
         return f"{q.dtype} is neither bfloat16 nor float32"
-    if q.shape[2] % 16 or q.shape[2] > _LARGEST_HEAD:
-        return f"head_dim {q.shape[2]} is not a multiple of 16 up to {_LARGEST_HEAD}"
+    head_dim = q.shape[2]
+    if head_dim % 16 or head_dim > _LARGEST_HEAD:
+        return f"head_dim {head_dim} is not a multiple of 16 up to {_LARGEST_HEAD}"
     if not (rows_are_dense(q) and k_cache.is_contiguous() and v_cache.is_contiguous()):
         return "the rows of q or the caches are not contiguous"
     if not (tables.dtype is starts.dtype is lengths.dtype is torch.int32):
@@ -182,9 +186,7 @@ def attend_cpu_supports(
 
 @functools.cache
 def _c_attend() -> Any:
-    pointers, integers, floats = (ctypes.c_void_p,) * 7, (ctypes.c_int64,) * 9, (ctypes.c_float,) * 2
-    types = (*pointers, *integers, *floats, ctypes.c_int, ctypes.c_int)
-    function = build.load("attention").function("strop_attend", *types)
+    function = build.load("attention").function("strop_attend", ctypes.c_char_p)
     function.restype = ctypes.c_int
     return function
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import struct
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from strop.kernels import build
 from strop.kernels.registry import Arguments, FastPath, Op, arguments
 
 PAGE = 16
+_CALL = struct.Struct("@5P6q2i")  # Call in csrc/paged_cache.cpp
 
 
 def allocate(pages: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -68,11 +70,11 @@ def write_reference(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot
 
 def write_cpu(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
     tokens, kv_heads, head_dim = k.shape
-    wrong = _c_write()(
+    call = _CALL.pack(
         k.data_ptr(), v.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), slots.data_ptr(), k.stride(0), v.stride(0),
-        tokens, k_cache.shape[0], kv_heads, head_dim, k.dtype.itemsize == 2, torch.get_num_threads(),
+        tokens, k_cache.shape[0], kv_heads, head_dim, k.dtype.itemsize, torch.get_num_threads(),
     )  # fmt: skip
-    if wrong:
+    if _c_write()(call):
         raise _bad_slots(k_cache, slots)
 
 
@@ -96,15 +98,12 @@ def rows_are_dense(x: Tensor) -> bool:
 
 
 def _bad_slots(k_cache: Tensor, slots: Tensor) -> KernelError:
-    return KernelError(
-        f"slots: each must be -1 or below {k_cache.shape[0] * PAGE}; got {slots.tolist()}."
-    )
+    return KernelError(f"slots: each must be -1 or below {k_cache.shape[0] * PAGE}; got {slots.tolist()}.")
 
 
 @functools.cache
 def _c_write() -> Any:
-    pointers, integers = (ctypes.c_void_p,) * 5, (ctypes.c_int64,) * 6
-    function = build.load("paged_cache").function("strop_paged_write", *pointers, *integers, ctypes.c_int, ctypes.c_int)
+    function = build.load("paged_cache").function("strop_paged_write", ctypes.c_char_p)
     function.restype = ctypes.c_int
     return function
 

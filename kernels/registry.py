@@ -91,14 +91,14 @@ class Op(Generic[P, R]):
         return self._dispatch(*args, **kwargs)
 
     def _dispatch(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        name, run = self._choose(*args, **kwargs)
+        name, run = self._choose(args, kwargs)
         record = _record.get()
         if record is not None:
             before = record.get(self.name, name)
             record[self.name] = name if name == before else "+".join(sorted({name, *before.split("+")}))
         return run(*args, **kwargs)
 
-    def _choose(self, *args: P.args, **kwargs: P.kwargs) -> tuple[str, Callable[P, R]]:
+    def _choose(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Callable[P, R]]:
         forced = _forced.get() or _environment()
         if forced == REFERENCE:
             return REFERENCE, self.reference
@@ -147,7 +147,7 @@ class Op(Generic[P, R]):
 
     def explain(self, *args: P.args, **kwargs: P.kwargs) -> Choice:
         """The path that such a call takes now. Raises `KernelError` where the call would."""
-        chosen, _ = self._choose(*args, **kwargs)
+        chosen, _ = self._choose(args, kwargs)
         forced = _forced.get() or _environment()
         if forced is not None:
             return Choice(chosen, "requested by name")

@@ -28,12 +28,14 @@ constexpr float FLOOR = -1e30f; // the running maximum before any key; finite, s
 
 enum Fault { NONE = 0, STARTS = 1, LENGTHS = 2, TABLES = 3 };
 
+// What one call is told. paged_attention.py packs these fields in this order.
 struct Call {
     const void *q, *k_cache, *v_cache;
     void *out;
     const int32_t *tables, *starts, *lengths;
     int64_t q_stride, tokens, sequences, table_width, pages, heads, kv_heads, head_dim, window;
-    float scale, softcap;
+    float scale, softcap; // softcap 0: none
+    int32_t is_bf16, threads;
     int group() const { return int(heads / kv_heads); }
 };
 
@@ -179,6 +181,11 @@ template <class T, int R> void finish(const Call &call, const Tile &tile, int kv
     }
 }
 
+// With few rows the cache is read once, from memory: ask for the values while the scores are computed.
+void prefetch(const uint32_t *from, int64_t units) {
+    for (int64_t unit = 0; unit < units; unit += 16) _mm_prefetch(reinterpret_cast<const char *>(from + unit), _MM_HINT_T0);
+}
+
 template <class T, int R> void attend_tile(const Call &call, const Tile &tile, int kv_head) {
     Work<T, R> work;
     begin(call, tile, kv_head, work);
@@ -192,6 +199,7 @@ template <class T, int R> void attend_tile(const Call &call, const Tile &tile, i
             const int64_t offset = (table[page] * call.kv_heads + kv_head) * page_units;
             block.keys[page - from] = static_cast<const uint32_t *>(call.k_cache) + offset;
             block.values[page - from] = static_cast<const uint32_t *>(call.v_cache) + offset;
+            if (R <= 4) prefetch(block.values[page - from], page_units);
         }
         score_block<T, R>(block, work, int(call.head_dim) / work.pack);
         for (int r = 0; r < R; ++r) weigh<T, R>(call, block, work, r);
@@ -227,7 +235,7 @@ Fault check(const Call &call) {
     return NONE;
 }
 
-template <class T> Fault attend(const Call &call, int threads) {
+template <class T> Fault attend(const Call &call) {
     const Fault fault = check(call);
     if (fault != NONE) return fault;
     std::vector<Tile> tiles;
@@ -238,7 +246,7 @@ template <class T> Fault attend(const Call &call, int threads) {
     const int64_t tasks = int64_t(tiles.size()) * call.kv_heads, used = call.starts[call.sequences];
     const int64_t row_size = call.heads * call.head_dim;
     std::memset(static_cast<T *>(call.out) + used * row_size, 0, (call.tokens - used) * row_size * sizeof(T));
-#pragma omp parallel num_threads(threads) if (tasks > 1)
+#pragma omp parallel num_threads(call.threads) if (tasks > 1)
     {
         const FlushDenormals flush;
 #pragma omp for schedule(dynamic)
@@ -250,11 +258,4 @@ template <class T> Fault attend(const Call &call, int threads) {
 
 } // namespace
 
-extern "C" int strop_attend(const void *q, const void *k_cache, const void *v_cache, void *out, const int32_t *tables,
-                            const int32_t *starts, const int32_t *lengths, int64_t q_stride, int64_t tokens,
-                            int64_t sequences, int64_t table_width, int64_t pages, int64_t heads, int64_t kv_heads,
-                            int64_t head_dim, int64_t window, float scale, float softcap, int is_bf16, int threads) {
-    const Call call{q,         k_cache,     v_cache, out,   tables,   starts,   lengths, q_stride, tokens,
-                    sequences, table_width, pages,   heads, kv_heads, head_dim, window,  scale,    softcap};
-    return is_bf16 ? attend<bf16>(call, threads) : attend<float>(call, threads);
-}
+extern "C" int strop_attend(const Call *call) { return call->is_bf16 ? attend<bf16>(*call) : attend<float>(*call); }

@@ -19,26 +19,31 @@ void write_row(const T *k, const T *v, T *k_cache, T *v_cache, int64_t slot, int
     }
 }
 
-template <class T>
-int write(const T *k, const T *v, T *k_cache, T *v_cache, const int32_t *slots, int64_t k_stride, int64_t v_stride,
-          int64_t tokens, int64_t pages, int64_t kv_heads, int64_t head_dim, int threads) {
-    for (int64_t t = 0; t < tokens; ++t)
-        if (slots[t] < -1 || slots[t] >= pages * PAGE) return 1;
-#pragma omp parallel for num_threads(threads) if (tokens > 64)
-    for (int64_t t = 0; t < tokens; ++t)
-        if (slots[t] >= 0) write_row(k + t * k_stride, v + t * v_stride, k_cache, v_cache, slots[t], kv_heads, head_dim);
+// What one call is told. paged_cache.py packs these fields in this order.
+struct Call {
+    const void *k, *v;
+    void *k_cache, *v_cache;
+    const int32_t *slots;
+    int64_t k_stride, v_stride, tokens, pages, kv_heads, head_dim;
+    int32_t itemsize, threads;
+};
+
+template <class T> int write(const Call &call) {
+    for (int64_t t = 0; t < call.tokens; ++t)
+        if (call.slots[t] < -1 || call.slots[t] >= call.pages * PAGE) return 1;
+    const T *k = static_cast<const T *>(call.k), *v = static_cast<const T *>(call.v);
+    T *k_cache = static_cast<T *>(call.k_cache), *v_cache = static_cast<T *>(call.v_cache);
+#pragma omp parallel for num_threads(call.threads) if (call.tokens > 64)
+    for (int64_t t = 0; t < call.tokens; ++t)
+        if (call.slots[t] >= 0)
+            write_row(k + t * call.k_stride, v + t * call.v_stride, k_cache, v_cache, call.slots[t], call.kv_heads,
+                      call.head_dim);
     return 0;
 }
 
 } // namespace
 
 // Returns 1, and writes nothing, if a slot lies outside the cache.
-extern "C" int strop_paged_write(const void *k, const void *v, void *k_cache, void *v_cache, const int32_t *slots,
-                                 int64_t k_stride, int64_t v_stride, int64_t tokens, int64_t pages, int64_t kv_heads,
-                                 int64_t head_dim, int is_16_bit, int threads) {
-    if (is_16_bit)
-        return write(static_cast<const uint16_t *>(k), static_cast<const uint16_t *>(v), static_cast<uint16_t *>(k_cache),
-                     static_cast<uint16_t *>(v_cache), slots, k_stride, v_stride, tokens, pages, kv_heads, head_dim, threads);
-    return write(static_cast<const uint32_t *>(k), static_cast<const uint32_t *>(v), static_cast<uint32_t *>(k_cache),
-                 static_cast<uint32_t *>(v_cache), slots, k_stride, v_stride, tokens, pages, kv_heads, head_dim, threads);
+extern "C" int strop_paged_write(const Call *call) {
+    return call->itemsize == 2 ? write<uint16_t>(*call) : write<uint32_t>(*call);
 }
