@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from strop.contracts import Capacity, Deliver, Engine, ModelCard, Plan, PlanId
 from strop.server.executors.runner import Events, Load, Runner
@@ -82,7 +82,7 @@ class ThreadExecutor:
             self._condition.notify()
 
     def _run(self, loop: asyncio.AbstractEventLoop, deliver: Deliver) -> None:
-        _prepare_thread(self._threads)
+        prepare_thread(sys.modules, threads=self._threads)
         try:
             while self._take():
                 self._publish(self._runner.turn(), loop, deliver)
@@ -111,9 +111,9 @@ class ThreadExecutor:
                 self._closing = True
 
 
-def _prepare_thread(threads: int | None) -> None:
-    """Flags that torch keeps per thread. An engine that does without torch has not imported it."""
-    torch = sys.modules.get("torch")
+def prepare_thread(modules: Mapping[str, Any], *, threads: int | None) -> None:
+    """Set the flags that torch keeps per thread. An engine that does without torch has not imported it."""
+    torch = modules.get("torch")
     if torch is None:
         return
     torch.set_flush_denormal(True)
