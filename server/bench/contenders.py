@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import sys
 import time
@@ -17,6 +18,8 @@ from strop.server.bench.figures import Answer, Round
 from strop.server.bench.reader import ask
 
 LINE_BYTES = 1 << 24
+PASSED_ON = ("STROP_CACHE", "STROP_KERNELS")
+"""What of strop's environment a contender gets: the rest would set up the server in another way than the bench says."""
 
 
 class Contender(Protocol):
@@ -95,7 +98,10 @@ class Child:
 
     async def start(self) -> None:
         pipe = asyncio.subprocess.PIPE
-        self._process = await asyncio.create_subprocess_exec(*self._command, stdin=pipe, stdout=pipe, limit=LINE_BYTES)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("STROP_") or name in PASSED_ON}
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command, stdin=pipe, stdout=pipe, limit=LINE_BYTES, env=environment
+        )
 
     async def line(self) -> str:
         """The next line it prints. Raises EngineFailure if it ended instead."""

