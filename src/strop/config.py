@@ -91,14 +91,14 @@ class Preset(Section):
     max_tokens: int | None = Field(default=None, ge=1)
 
 
-def default_cache() -> Path:
+def default_cache(environment: Mapping[str, str] = os.environ) -> Path:
     """Where prepared weights are kept, following the XDG base directory rules."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "strop"
+    return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "strop"
 
 
 class Config(Section):
     server: ServerConfig = ServerConfig()
-    cache: Path = Field(default_factory=default_cache, description="folder for prepared weights")
+    cache: Path = Field(default_factory=lambda: default_cache(), description="folder for prepared weights")
     models: dict[ModelName, ModelConfig] = {}
     presets: dict[PresetName, Preset] = {}
 
