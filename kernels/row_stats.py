@@ -23,7 +23,7 @@ from strop.errors import KernelError
 from strop.kernels.build import load
 from strop.kernels.registry import Arguments, FastPath, Op, arguments
 from strop.kernels.rng import gumbel
-from strop.kernels.rows import DTYPES, check_logits, check_per_row, unfit_for_c
+from strop.kernels.rows import DTYPES, c_support, check_logits, check_per_row
 from strop.kernels.sample import GREEDY_BELOW
 
 BLOCK = 4096
@@ -199,25 +199,7 @@ def _c_function() -> Any:
     return library.function("row_stats", c_void_p, *shape, *asked, *[c_void_p] * 4, c_int)
 
 
-def _supports_c(
-    logits: Tensor,
-    temperature: Tensor | None,
-    ids: Tensor | None,
-    seeds: Tensor | None,
-    positions: Tensor | None,
-    draw_temperature: Tensor | None,
-) -> str | None:
-    return load("row_stats").missing or unfit_for_c(logits, temperature, seeds, positions, draw_temperature)
-
-
-def _fake(
-    logits: Tensor,
-    temperature: Tensor | None,
-    ids: Tensor | None,
-    seeds: Tensor | None,
-    positions: Tensor | None,
-    draw_temperature: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(logits: Tensor, temperature: Tensor | None, ids: Tensor | None, *_: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     rows, width = logits.shape[0], 0 if ids is None else ids.shape[1]
     numbers = logits.new_empty(rows, 6, dtype=torch.float32)
     picks = logits.new_empty(rows, 2, dtype=torch.int64)
@@ -232,5 +214,5 @@ def _example() -> Arguments:
     return arguments(logits, torch.tensor([1.0, 0.7, 1.3]), ids, seeds, positions, draw_temperature)
 
 
-op = Op("row_stats", reference, FastPath("cpu", _run_c, _supports_c), example=_example)
+op = Op("row_stats", reference, FastPath("cpu", _run_c, c_support("row_stats")), example=_example)
 op.register(fake=_fake)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from strop.errors import KernelError
+from strop.kernels.build import load
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What logits may be made of. The index is the code that C knows the type by."""
@@ -35,13 +39,20 @@ def check_per_row(logits: Tensor, dtype: torch.dtype, **settings: Tensor) -> Non
             raise KernelError(f"{name}: expected {wanted}, one number a row, got {given}.", param=name)
 
 
-def unfit_for_c(*tensors: Tensor | None) -> str | None:
-    """Why C cannot take these tensors: they must lie on the CPU and be contiguous, rows of logits along their last axis."""
-    for tensor in tensors:
-        if tensor is None or not tensor.numel():
-            continue
-        if tensor.device.type != "cpu":
-            return f"it needs the CPU, and a tensor is on {tensor.device}"
-        if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
-            return "a tensor is not contiguous along its last axis"
+def c_support(library: str) -> Callable[..., str | None]:
+    """`supports` of a path in `csrc/<library>.cpp` that takes tensors on the CPU, contiguous along their last axis."""
+
+    def supports(*given: Any, **named: Any) -> str | None:
+        return load(library).missing or next(filter(None, map(_unfit, (*given, *named.values()))), None)
+
+    return supports
+
+
+def _unfit(value: Any) -> str | None:
+    if not isinstance(value, Tensor) or not value.numel():
+        return None
+    if value.device.type != "cpu":
+        return f"it needs the CPU, and a tensor is on {value.device}"
+    if value.shape[-1] > 1 and value.stride(-1) != 1:
+        return "a tensor is not contiguous along its last axis"
     return None

@@ -25,7 +25,7 @@ from torch import Tensor
 from strop.kernels.build import load
 from strop.kernels.registry import Arguments, FastPath, Op, arguments
 from strop.kernels.rng import gumbel, log
-from strop.kernels.rows import DTYPES, check_logits, check_per_row, unfit_for_c
+from strop.kernels.rows import DTYPES, c_support, check_logits, check_per_row
 
 GREEDY_BELOW = 1e-5
 
@@ -124,15 +124,7 @@ def _c_function() -> Any:
     return load("sample").function("sample", c_void_p, c_int, *[c_int64] * 3, *[c_void_p] * 7, c_int)
 
 
-def _supports_c(
-    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor, positions: Tensor
-) -> str | None:
-    return load("sample").missing or unfit_for_c(logits, temperature, top_k, top_p, min_p, seeds, positions)
-
-
-def _fake(
-    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor, positions: Tensor
-) -> Tensor:
+def _fake(logits: Tensor, *_: Tensor) -> Tensor:
     return logits.new_empty(logits.shape[0], dtype=torch.int64)
 
 
@@ -149,5 +141,5 @@ def _example() -> Arguments:
     )
 
 
-op = Op("sample", reference, FastPath("cpu", _run_c, _supports_c), example=_example)
+op = Op("sample", reference, FastPath("cpu", _run_c, c_support("sample")), example=_example)
 op.register(fake=_fake)
