@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -61,10 +62,11 @@ class Metrics:
 class Stopwatch:
     """Times one plan from its submission and counts what came of it."""
 
-    def __init__(self, metrics: Metrics, model: str) -> None:
+    def __init__(self, metrics: Metrics, model: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._metrics = metrics
         self._model = model
-        self._start = time.monotonic()
+        self._clock = clock
+        self._start = clock()
         self._last: dict[int, float] = {}
         self._first = metrics.first.labels(model)
         self._inter = metrics.inter.labels(model)
@@ -83,15 +85,13 @@ class Stopwatch:
             case PromptScored():
                 pass
 
-    def end(self, outcome: str) -> float:
-        """Count the plan under `outcome`; the seconds it took."""
-        seconds = time.monotonic() - self._start
-        self._metrics.seconds.labels(self._model).observe(seconds)
+    def end(self, outcome: str) -> None:
+        """Count the plan under `outcome`, with the seconds it took."""
+        self._metrics.seconds.labels(self._model).observe(self._clock() - self._start)
         self._metrics.ended.labels(self._model, outcome).inc()
-        return seconds
 
     def _see_delta(self, delta: Delta) -> None:
-        now = time.monotonic()
+        now = self._clock()
         last = self._last.get(delta.index)
         if not self._last:
             self._first.observe(now - self._start)

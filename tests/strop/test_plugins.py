@@ -90,7 +90,7 @@ def test_one_registration_seen_twice_is_fine() -> None:
 
 
 def test_an_unknown_group_is_an_error() -> None:
-    with pytest.raises(PluginError, match="strop.engines"):
+    with pytest.raises(PluginError, match=r"strop\.engines"):
         Plugins([point("x", group="toys")])
 
 
