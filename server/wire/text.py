@@ -164,7 +164,7 @@ def _choice(plugins: Mapping[str, type[Plugin]]) -> Any:
         union = plugin if union is None else union | plugin
     if len(plugins) > 1:
         union = Annotated[union, Field(discriminator="name")]
-    if not plugins:
-        return Annotated[None, SkipValidation()]
-    names = Annotated[str, Field(json_schema_extra={"enum": list(plugins)})]
-    return Annotated[union | names | None, SkipValidation()]
+    if plugins:
+        union = union | Annotated[str, Field(json_schema_extra={"enum": list(plugins)})] | None
+    unchecked: Any = SkipValidation
+    return unchecked[union]
