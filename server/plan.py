@@ -49,7 +49,9 @@ def resolve(request: ChatRequest | CompletionRequest, house: House) -> list[Text
         _check_shape(request, limits)
         _check_size(request, hosted, limits)
         sampler = _sampler(request.sampler, hosted, house.plugins, limits)
-        guidance = _guidance(request.guidance or hosted.defaults.guidance, hosted, house.plugins)
+        guidance = request.guidance or hosted.defaults.guidance
+        if guidance is not None:
+            _check_domain("guidance", guidance, hosted, house.plugins)
         return [_plan(request, prompt, hosted, sampler, guidance) for prompt in _prompts(request)]
     except StropError as error:
         house.metrics.refused(error.code)
@@ -123,19 +125,6 @@ def _sampler(asked: Sampler | None, hosted: Hosted, plugins: Plugins, limits: Li
     return sampler
 
 
-def _guidance(guidance: Guidance | None, hosted: Hosted, plugins: Plugins) -> Guidance | None:
-    if guidance is not None:
-        _check_domain("guidance", guidance, hosted, plugins)
-        lacking = [role for role in guidance.roles if role not in hosted.card.roles]
-        if lacking:
-            raise InvalidOption(
-                f"guidance {guidance.name!r} needs the roles {', '.join(lacking)}; "
-                f"the model {hosted.card.name!r} has {', '.join(hosted.card.roles)}",
-                param="guidance",
-            )
-    return guidance
-
-
 def _check_domain(group: Group, plugin: Plugin, hosted: Hosted, plugins: Plugins) -> None:
     domain = hosted.card.domain
     if domain not in plugin.domains:
@@ -149,7 +138,7 @@ def _plan(
     tokens = _tokenise(prompt, hosted)
     others: Mapping[Role, Prompt] = guidance.prompts(prompt) if isinstance(guidance, Prompting) else {}
     prompts = {role: _tokenise(other, hosted) for role, other in others.items()}
-    roles = guidance.roles if guidance else ("base",)
+    roles = _roles(guidance, {*hosted.card.roles, *prompts}, hosted)
     read = [len(prompts.get(role, tokens)) for role in roles]
     max_tokens = _max_tokens(request, max(read), sum(read), len(roles), hosted)
     stop_ids = request.stop_token_ids if request.ignore_eos else (*request.stop_token_ids, *hosted.tokenizer.eos_ids)
@@ -171,6 +160,19 @@ def _plan(
         logprobs=request.logprobs,
         prompt_logprobs=_echoes(request) and request.logprobs is not None,
     )
+
+
+def _roles(guidance: Guidance | None, playable: set[Role], hosted: Hosted) -> tuple[Role, ...]:
+    """The roles that will be run. The base network plays any role that reads a prompt of its own; others need a partner."""
+    roles: tuple[Role, ...] = guidance.roles if guidance else ("base",)
+    lacking = [role for role in roles if role not in playable]
+    if guidance and lacking:
+        raise InvalidOption(
+            f"guidance {guidance.name!r} needs the roles {', '.join(lacking)}; "
+            f"the model {hosted.card.name!r} has {', '.join(hosted.card.roles)}",
+            param="guidance",
+        )
+    return roles
 
 
 def _tokenise(prompt: Prompt, hosted: Hosted) -> tuple[int, ...]:
