@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 
 from fastapi import APIRouter, Depends
@@ -34,7 +35,7 @@ def model_routes(house: House, gate: Gate) -> APIRouter:
     @router.get("/v1/plugins", response_model=PluginList, dependencies=[Depends(KeyedGate(gate))])
     async def list_plugins() -> Response:
         """Every plugin installed, with the error of those that cannot be imported. Needs a configured key."""
-        data = [dataclasses.asdict(plugin) for plugin in house.plugins.listing()]
-        return json_response({"object": "list", "data": data})
+        found = await asyncio.to_thread(house.plugins.listing)
+        return json_response({"object": "list", "data": [dataclasses.asdict(plugin) for plugin in found]})
 
     return router

@@ -24,4 +24,6 @@ class Pull(Guidance):
 PUSH = EntryPoint(name="push", value="plugged:Push", group="strop.guidance")
 PULL = EntryPoint(name="pull", value="plugged:Pull", group="strop.guidance")
 MISFILED = EntryPoint(name="push", value="plugged:Push", group="strop.samplers")
+STUB = EntryPoint(name="stub", value="strop.testing:load_stub", group="strop.engines")
+TOKENS = EntryPoint(name="tokens", value="strop.samplers.tokens:Tokens", group="strop.samplers")
 BROKEN = EntryPoint(name="broken", value="plugged:Nothing", group="strop.guidance")

@@ -7,7 +7,6 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint
 from typing import Any
 
 import httpx
@@ -16,6 +15,7 @@ from fastapi import FastAPI
 from openai import AsyncOpenAI
 
 from strop.config import ServerConfig
+from strop.plugins import Plugins
 from strop.server.app import build_app
 from strop.server.house import House
 from strop.testing import stub_config, stub_plugins
@@ -46,10 +46,10 @@ class Served:
 
 @asynccontextmanager
 async def served(
-    server: ServerConfig | None = None, *, key: str = "unused", plugins: tuple[EntryPoint, ...] = (), **model: Any
+    server: ServerConfig | None = None, *, key: str = "unused", plugins: Plugins | None = None, **model: Any
 ) -> AsyncIterator[Served]:
     """An open house and clients that reach its app without a socket."""
-    house = House(stub_config(server, **model), plugins=stub_plugins(*plugins))
+    house = House(stub_config(server, **model), plugins=plugins or stub_plugins())
     await house.open()
     app = build_app(house)
     try:
@@ -59,8 +59,8 @@ async def served(
         await house.close(0)
 
 
-def client(url: str, key: str, http: httpx.AsyncClient) -> AsyncOpenAI:
-    return AsyncOpenAI(base_url=url, api_key=key, http_client=http, max_retries=0, _strict_response_validation=True)
+def client(url: str, key: str, http: httpx.AsyncClient, *, strict: bool = True) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url=url, api_key=key, http_client=http, max_retries=0, _strict_response_validation=strict)
 
 
 @asynccontextmanager
