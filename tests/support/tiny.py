@@ -18,7 +18,10 @@ from strop.server.engines.causal import CausalEngine, Pace
 from strop.server.models.causal.network import Network, from_model
 from strop.server.models.tokenizer import Tokenizer
 
-TEMPLATE = "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+    "[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
+)
 EOS = 2
 VOCABULARY = 300
 
