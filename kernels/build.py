@@ -68,10 +68,13 @@ class Library:
 
 @functools.cache
 def load(name: str) -> Library:
-    """The library of `csrc/<name>.cpp` for this processor, built if the cache lacks it. Never raises: see `missing`."""
-    isa = best_isa(cpu_flags())
+    """The library of `csrc/<name>.cpp` for this processor, built if the cache lacks it. Never raises: see `missing`.
+
+    `STROP_ISA` names an instruction set to use instead of the best one, such as `avx2`.
+    """
+    isa = best_isa(cpu_flags(), os.environ.get("STROP_ISA"))
     if isa is None:
-        return Library(None, "this processor has no AVX2")
+        return Library(None, "this processor has no AVX2, or not the instruction set that STROP_ISA names")
     compiler = find_compiler()
     if compiler is None:
         return Library(None, "no C++ compiler was found (g++, c++ or clang++)")
@@ -136,8 +139,9 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(found.group(1).split()) if found else frozenset()
 
 
-def best_isa(flags: frozenset[str]) -> Isa | None:
-    return next((isa for isa in ISAS if isa.needs <= flags), None)
+def best_isa(flags: frozenset[str], name: str | None = None) -> Isa | None:
+    """The best instruction set that these flags allow, or the one called `name` if they allow it."""
+    return next((isa for isa in ISAS if isa.needs <= flags and name in (None, isa.name)), None)
 
 
 def cache_folder() -> Path:

@@ -52,10 +52,11 @@ def copy_page(k_cache: Tensor, v_cache: Tensor, source: int, target: int) -> Non
 
 
 def gather(k_cache: Tensor, v_cache: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """The keys and values [P * 16, KV, D] of the pages in `table` [P], in order."""
+    """The keys and values [P * 16, KV, D] of the pages in `table` [P], in order; contiguous, so that sums go one way."""
     pages = table.long()
     keys = k_cache[pages].permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1)
-    return keys, v_cache[pages].permute(0, 2, 4, 1, 3).flatten(0, 2)
+    values = v_cache[pages].permute(0, 2, 4, 1, 3).flatten(0, 2)
+    return keys.contiguous(), values.contiguous()
 
 
 def write_reference(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:

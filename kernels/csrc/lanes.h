@@ -157,21 +157,32 @@ inline float total(Lanes a) {
     return lanes[0];
 }
 
-// e^x for x <= 88, within 2 ulp; 1 exactly at 0; below -87 it stays at e^-87, where the result would turn denormal. NaN stays.
+// e^x = power * (1 + fraction) for x <= 88. Below -87 it stays at e^-87, where the result would turn denormal. NaN stays.
+struct Exponential {
+    Lanes power, fraction;
+    explicit Exponential(Lanes x) {
+        x = maximum(broadcast(-87.0f), x);
+        const Lanes n = round(multiply(x, broadcast(1.44269504f)));
+        Lanes r = multiply_add(n, broadcast(-0.693359375f), x); // ln 2 in two parts; the first has 10 bits, so that
+        r = multiply_add(n, broadcast(2.12194440e-4f), r);      // n times it is exact
+        Lanes series = broadcast(1.0f / 5040);                  // Taylor to degree 7: 5e-9 at |r| = ln 2 / 2
+        for (float coefficient : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 1.0f / 2, 1.0f})
+            series = multiply_add(series, r, broadcast(coefficient));
+        fraction = multiply(series, r);
+        power = power_of_two(n);
+    }
+};
+
+// e^x, exactly 1 at 0.
 inline Lanes exponential(Lanes x) {
-    x = maximum(broadcast(-87.0f), x);
-    const Lanes n = round(multiply(x, broadcast(1.44269504f)));
-    Lanes r = multiply_add(n, broadcast(-0.693359375f), x);   // ln 2 in two parts; the first is exact in 10 bits,
-    r = multiply_add(n, broadcast(2.12194440e-4f), r);        // so that n times it is exact too
-    Lanes power = broadcast(1.0f / 5040);                     // Taylor to degree 7: 5e-9 at |r| = ln 2 / 2
-    for (float coefficient : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 1.0f / 2, 1.0f, 1.0f})
-        power = multiply_add(power, r, broadcast(coefficient));
-    return multiply(power, power_of_two(n));
+    const Exponential e(x);
+    return multiply_add(e.fraction, e.power, e.power);
 }
 
-// tanh(x) within 1e-7 of its value's scale.
+// tanh x = (e^2x - 1) / (e^2x + 1), by e^2x - 1 without cancellation, so that small results keep their digits.
 inline Lanes hyperbolic_tangent(Lanes x) {
     x = minimum(broadcast(40.0f), maximum(broadcast(-40.0f), x));
-    const Lanes one = broadcast(1.0f);
-    return subtract(one, divide(broadcast(2.0f), add(one, exponential(add(x, x)))));
+    const Exponential e(add(x, x));
+    const Lanes less_one = multiply_add(e.fraction, e.power, subtract(e.power, broadcast(1.0f)));
+    return divide(less_one, add(less_one, broadcast(2.0f)));
 }

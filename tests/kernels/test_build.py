@@ -77,6 +77,8 @@ def test_a_compile_error_is_told_in_the_compilers_words(source: Path, tmp_path: 
 def test_the_best_instruction_set_is_chosen() -> None:
     assert best_isa(frozenset()) is None
     assert [best_isa(isa.needs) for isa in ISAS] == list(ISAS)
+    assert [best_isa(ISAS[0].needs, isa.name) for isa in ISAS] == list(ISAS)
+    assert best_isa(ISAS[-1].needs, ISAS[0].name) is None
 
 
 def test_an_unknown_source_is_missing_with_a_reason() -> None:
