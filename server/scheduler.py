@@ -48,6 +48,7 @@ class Scheduler:
 
     @property
     def capacity(self) -> Capacity:
+        """What the engine had after its last step."""
         return self._executor.capacity
 
     @property

