@@ -21,6 +21,8 @@ LINE_BYTES = 1 << 24
 PASSED_ON = ("STROP_CACHE", "STROP_KERNELS")
 """What of strop's environment a contender gets: the rest would set up the server in another way than the bench says."""
 
+QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
 
 class Contender(Protocol):
     async def open(self) -> None:
@@ -98,9 +100,9 @@ class Child:
 
     async def start(self) -> None:
         pipe = asyncio.subprocess.PIPE
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("STROP_") or name in PASSED_ON}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("STROP_") or name in PASSED_ON}
         self._process = await asyncio.create_subprocess_exec(
-            *self._command, stdin=pipe, stdout=pipe, limit=LINE_BYTES, env=environment
+            *self._command, stdin=pipe, stdout=pipe, limit=LINE_BYTES, env={**kept, **QUIET}
         )
 
     async def line(self) -> str:

@@ -21,7 +21,6 @@ class StaticBatch:
     """One model of a configuration, in the dtype that the engine takes too."""
 
     def __init__(self, model: ModelConfig, config: Config) -> None:
-        torch.set_flush_denormal(True)
         if model.threads is not None:
             torch.set_num_threads(model.threads)
         folder = source.resolve(model.source, cache=config.cache, network=config.server.network)
@@ -30,6 +29,7 @@ class StaticBatch:
             folder, local_files_only=True, dtype=dtype_of(model.dtype)
         ).eval()
         self._model.generation_config.eos_token_id = None
+        torch.set_flush_denormal(True)
 
     def ask(self, questions: Sequence[str], tokens: int) -> list[Answer]:
         """Answer all questions at once, each in exactly `tokens` tokens, greedily."""

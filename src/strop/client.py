@@ -21,7 +21,6 @@ from openai.types import Completion
 from openai.types import completion_create_params as text_params
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.chat import completion_create_params as chat_params
-from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from strop.contracts import Evidence, Plugin
@@ -186,11 +185,11 @@ class AsyncClient(openai.AsyncOpenAI):
         return (await self.post("/detokenize", body=body, cast_to=Detokenized)).prompt
 
 
-class Tokenized(BaseModel):
+class Tokenized(openai.BaseModel):
     tokens: list[int]
 
 
-class Detokenized(BaseModel):
+class Detokenized(openai.BaseModel):
     prompt: str
 
 

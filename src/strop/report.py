@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -68,9 +69,9 @@ class Report:
 
     def show(self, console: Console) -> None:
         """Print the rows as a table, then the notes and what the figures were taken with."""
-        table = Table(title=self.title)
+        table = Table(title=self.title, box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
         for name in self.rows[0] if self.rows else ():
-            table.add_column(name, justify="right" if _is_number(self.rows[0][name]) else "left")
+            table.add_column(name, justify="right" if _is_number(self.rows[0][name]) else "left", overflow="fold")
         for row in self.rows:
             table.add_row(*(_cell(value) for value in row.values()))
         console.print(table)
@@ -109,13 +110,9 @@ def _is_number(value: Any) -> bool:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return (
-        f"{value:.4g}"
-        if isinstance(value, float) and abs(value) < 1000
-        else f"{value:.0f}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+    return str(value)
 
 
 def _listed(facts: Mapping[str, str]) -> str:

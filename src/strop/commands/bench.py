@@ -10,7 +10,10 @@ import typer
 from rich.console import Console
 
 from strop.errors import ConfigError
+from strop.report import Report
 
+WIDE = 160
+"""Columns of a table that goes to a file or a pipe."""
 Json: TypeAlias = Annotated[Path | None, typer.Option("--json", help="Write figures, settings, versions and machine.")]
 
 
@@ -36,16 +39,20 @@ def serve(
         dtype=dtype,
         threads=threads,
     )
-    console = Console()
     with Console(stderr=True).status("starting") as status:
         report = asyncio.run(run(settings, status.update))
-    report.show(console)
-    if json is not None:
-        report.write(json)
+    _tell(report, json)
 
 
 def kernels(json: Json = None) -> None:
     """Measure every kernel beside its reference."""
+
+
+def _tell(report: Report, file: Path | None) -> None:
+    console = Console()
+    report.show(console if console.is_terminal else Console(width=WIDE))
+    if file is not None:
+        report.write(file)
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

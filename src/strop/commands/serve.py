@@ -90,6 +90,7 @@ def _show(config: Config, origins: Mapping[str, str]) -> None:
 
 
 def _run(config: Config) -> None:
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when transformers is imported; ours is shown instead
     try:
         from strop.server.house import House
         from strop.server.run import run
