@@ -2,7 +2,9 @@
 
 For a row x [V]: z = x / temperature, computed as x * (1 / temperature), p = softmax(z), and
 
-    lse = log sum exp z      entropy = -sum p log p      self-certainty = lse - mean z - log V, over the entries above -inf
+    lse = log sum exp z        entropy = -sum p log p
+    confidence = max p         margin = max p - second largest p
+    self-certainty = lse - mean z - log V, over the entries above -inf
     winner = argmax(x / draw_temperature + Gumbel noise): the token that `sample` draws without filters
 
 Ties go to the lowest index. A row that holds NaN or +inf, or nothing above -inf, has -1 for indices and NaN for numbers. The
@@ -41,20 +43,12 @@ class RowStats(NamedTuple):
     lse: Tensor
     entropy: Tensor
     self_certainty: Tensor
+    confidence: Tensor
+    margin: Tensor
     argmax: Tensor
     logprobs: Tensor
     winner: Tensor
     winner_logprob: Tensor
-
-    @property
-    def confidence(self) -> Tensor:
-        """The largest probability."""
-        return (self.max - self.lse).exp()
-
-    @property
-    def margin(self) -> Tensor:
-        """How far the largest probability is above the second."""
-        return self.confidence - (self.second - self.lse).exp()
 
 
 def row_stats(
@@ -100,10 +94,10 @@ def check_asked(
 def collect(found: Numbers, ids: Tensor | None) -> RowStats:
     """What an op returned, by name."""
     numbers, picks, logprobs = found
-    top, second, lse, entropy, certainty, winner_logprob = numbers.unbind(1)
+    *first, winner_logprob = numbers.unbind(1)
     argmax, winner = picks.unbind(1)
     shaped = logprobs if ids is None else logprobs.view(ids.shape)
-    return RowStats(top, second, lse, entropy, certainty, argmax, shaped, winner, winner_logprob)
+    return RowStats(*first, argmax, shaped, winner, winner_logprob)
 
 
 def reference(
@@ -114,7 +108,7 @@ def reference(
     positions: Tensor | None,
     draw_temperature: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The definition: numbers [B, 6], argmax and winner [B, 2], log-probabilities [B, K]."""
+    """The definition: numbers [B, 8], argmax and winner [B, 2], log-probabilities [B, K]."""
     x = logits.float()
     z = x if temperature is None else x * (1.0 / temperature)[:, None]
     top, argmax = z.max(1)
@@ -131,7 +125,10 @@ def reference(
     if seeds is not None and positions is not None:
         winner = _winner(x, temperature if draw_temperature is None else draw_temperature, seeds, positions)
     chosen = torch.where(winner < 0, math.nan, z.gather(1, winner.clamp(min=0)[:, None])[:, 0])
-    numbers = torch.stack([top, second, lse, entropy.clamp(min=0.0), certainty, chosen - lse], dim=1).float()
+    confidence = (-log_sum).exp()
+    margin = confidence * -torch.expm1((second - top).double())
+    columns = [top, second, lse, entropy.clamp(min=0.0), certainty, confidence, margin, chosen - lse]
+    numbers = torch.stack(columns, dim=1).float()
     logprobs = z.new_empty(len(z), 0) if ids is None else _picked(z, ids) - lse[:, None]
     valid = torch.isfinite(top)[:, None]
     picks = torch.where(valid, torch.stack([argmax, winner], dim=1), -1)
@@ -177,7 +174,7 @@ class Fold:
         draw_temperature: Tensor | None,
     ) -> None:
         width = 0 if ids is None else ids.shape[1]
-        self.found = torch.empty(rows, 6), torch.empty(rows, 2, dtype=torch.int64), torch.empty(rows, width)
+        self.found = torch.empty(rows, 8), torch.empty(rows, 2, dtype=torch.int64), torch.empty(rows, width)
         self._states = torch.empty(rows, _STATE_BYTES, dtype=torch.uint8)
         self._asked = (temperature, None if ids is None else ids.contiguous(), seeds, positions, draw_temperature)
         self._offset = 0
@@ -201,14 +198,14 @@ def _c_function() -> Any:
 
 def _fake(logits: Tensor, temperature: Tensor | None, ids: Tensor | None, *_: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     rows, width = logits.shape[0], 0 if ids is None else ids.shape[1]
-    numbers = logits.new_empty(rows, 6, dtype=torch.float32)
+    numbers = logits.new_empty(rows, 8, dtype=torch.float32)
     picks = logits.new_empty(rows, 2, dtype=torch.int64)
     return numbers, picks, logits.new_empty(rows, width, dtype=torch.float32)
 
 
 def _example() -> Arguments:
     logits = torch.arange(3 * 97, dtype=torch.float32).mul(0.7).sin().mul(4.0).view(3, 97)
-    ids = torch.tensor([[0, 96], [5, 5], [97, 13]])
+    ids = torch.tensor([[0, 96], [5, 5], [12, 13]])
     draw_temperature = torch.tensor([1.0, 0.0, 0.5])
     seeds, positions = torch.tensor([3, 1, 4]), torch.tensor([1, 5, 9])
     return arguments(logits, torch.tensor([1.0, 0.7, 1.3]), ids, seeds, positions, draw_temperature)

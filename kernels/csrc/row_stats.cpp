@@ -15,7 +15,7 @@ constexpr int64_t serial_below = 1 << 16;
 struct State {
     double top = minus_infinity, second = minus_infinity;
     double sum = 0, weighted = 0;  // of exp(z - top), and of exp(z - top) (z - top)
-    double total = 0;              // of the finite z
+    double total = 0;              // of z - top over the finite z
     int64_t count = 0;             // of the finite z
     int64_t argmax = -1;
     Winner winner;
@@ -24,9 +24,9 @@ struct State {
 static_assert(sizeof(State) == 80, "row_stats.py allocates states of this size");
 
 struct Outputs {
-    float *numbers;  // [B, 6]: max, second, lse, entropy, self-certainty, log-probability of the winner
-    int64_t *picks;  // [B, 2]: argmax, winner
-    float *logprobs; // [B, K], of the ids
+    float *numbers;   // [B, 8]: max, second, lse, entropy, self-certainty, confidence, margin, log-probability of the winner
+    int64_t *picks;   // [B, 2]: argmax, winner
+    float *logprobs;  // [B, K], of the ids
 };
 
 // 2^f for f in [-1/2, 1/2], minimax to 2e-9: below float32's rounding.
@@ -72,12 +72,13 @@ template <class T> void sums(const T *x, int64_t size, float scale, float top, S
     for (int64_t i = 0; i < size; i += unroll * width)
         for (int u = 0; u < unroll; ++u) {
             const Floats z = load(x + i + u * width) * all(scale);
-            const Floats d = maximum(z - all(top), all(-87.0f)), t = d * all(1.44269504f), n = nearest(t);
+            const Floats below = z - all(top), d = maximum(below, all(-87.0f));
+            const Floats t = d * all(1.44269504f), n = nearest(t);
             const Floats e = times_power_of_two(exp2_fraction(t - n), n);
             const uint32_t finite = differs(z, all(minus_infinity));
             sum[u] = sum[u] + e;
             weighted[u] = fma(e, d, weighted[u]);
-            total[u] = total[u] + select(finite, z, all(0.0f));
+            total[u] = total[u] + select(finite, below, all(0.0f));
             part.count += __builtin_popcount(finite);
         }
     part.sum = sum_in_order(sum);
@@ -91,27 +92,37 @@ template <class T> int64_t first_at(const T *x, int64_t size, float scale, float
     return -1;
 }
 
+// The same sums, taken from another top.
+void rebase(State &state, double top) {
+    if (state.count > 0) {
+        const double shift = state.top - top, factor = std::exp(shift);
+        state.weighted = factor * (state.weighted + state.sum * shift);
+        state.sum *= factor;
+        state.total += double(state.count) * shift;
+    }
+    state.top = top;
+}
+
 // `size` is a multiple of `tile`; the block starts at vocabulary index `index`.
 template <class T> void fold_block(const T *x, int64_t size, float scale, int64_t index, State &state) {
     float top, second;
     two_largest(x, size, scale, top, second);
     State part;
     sums(x, size, scale, top == minus_infinity ? 0.0f : top, part);
-    state.total += part.total;
-    state.count += part.count;
-    if (top == minus_infinity) return;
-    state.second = std::max({state.second, double(second), std::min(state.top, double(top))});
-    if (top > state.top) {
-        state.argmax = index + first_at(x, size, scale, top);
-        const double shift = state.top - top, factor = std::exp(shift);
-        state.weighted = part.weighted + (state.sum > 0 ? factor * (state.weighted + state.sum * shift) : 0.0);
-        state.sum = part.sum + state.sum * factor;
-        state.top = top;
-    } else {
-        const double shift = top - state.top, factor = std::exp(shift);
-        state.weighted += factor * (part.weighted + part.sum * shift);
-        state.sum += part.sum * factor;
+    if (top > minus_infinity) {
+        part.top = top;
+        state.second = std::max({state.second, double(second), std::min(state.top, part.top)});
+        if (part.top > state.top) {
+            state.argmax = index + first_at(x, size, scale, top);
+            rebase(state, part.top);
+        } else {
+            rebase(part, state.top);
+        }
+        state.sum += part.sum;
+        state.weighted += part.weighted;
+        state.count += part.count;
     }
+    state.total += part.total;  // NaN if the block holds one
 }
 
 template <class T> double value_at(const T *x, int64_t i, float scale) {
@@ -135,12 +146,13 @@ void finish(const State &state, int64_t b, int64_t ids, const Outputs &out) {
     const bool valid = std::isfinite(state.top) && !std::isnan(state.total);
     const double missing = std::nan(""), log_sum = std::log(state.sum), lse = state.top + log_sum;
     const double entropy = std::fmax(log_sum - state.weighted / state.sum, 0.0);
-    const double certainty = lse - state.total / double(state.count) - std::log(double(state.count));
-    const double numbers[6] = {state.top, state.second, lse, entropy, certainty, state.winner_z - lse};
-    for (int j = 0; j < 6; ++j) out.numbers[b * 6 + j] = static_cast<float>(valid ? numbers[j] : missing);
+    const double certainty = log_sum - state.total / double(state.count) - std::log(double(state.count));
+    const double margin = -std::expm1(state.second - state.top) / state.sum;
+    const double winner = state.winner.index < 0 ? missing : state.winner_z - lse;
+    const double numbers[8] = {state.top, state.second, lse, entropy, certainty, 1 / state.sum, margin, winner};
+    for (int j = 0; j < 8; ++j) out.numbers[b * 8 + j] = static_cast<float>(valid ? numbers[j] : missing);
     out.picks[b * 2] = valid ? state.argmax : -1;
     out.picks[b * 2 + 1] = valid ? state.winner.index : -1;
-    if (state.winner.index < 0) out.numbers[b * 6 + 5] = static_cast<float>(missing);
     for (int64_t k = b * ids; k < (b + 1) * ids; ++k)
         out.logprobs[k] = static_cast<float>(valid ? out.logprobs[k] - lse : missing);
 }

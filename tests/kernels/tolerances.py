@@ -18,6 +18,7 @@ def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype | None = N
     relative, absolute = TOLERANCES[dtype or actual.dtype]
     torch.testing.assert_close(actual.double(), expected.double(), rtol=relative, atol=absolute, equal_nan=True)
 
+
 ATTENTION: dict[torch.dtype, tuple[float, float]] = {
     torch.float32: (2e-6, 2e-6),
     torch.bfloat16: (2**-7, 2**-8),
