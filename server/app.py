@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from strop.errors import StropError
-from strop.server.auth import Gate, check_guarded
+from strop.server.auth import PUBLIC, Gate, check_guarded
 from strop.server.house import House
 from strop.server.middleware import Boundary
 from strop.server.routes.chat import chat_routes
@@ -43,17 +43,27 @@ FAILURES = {
 
 
 class Api(FastAPI):
-    """FastAPI whose document includes the bodies that our routes read themselves."""
+    """FastAPI whose document includes the bodies that our routes read themselves, and keys only where there are any."""
 
     bodies: Sequence[type[BaseModel]] = ()
+    keyed: bool = False
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            document = super().openapi()
-            wanted: list[tuple[type[BaseModel], Literal["validation"]]] = [(body, "validation") for body in self.bodies]
-            _, schemas = models_json_schema(wanted, ref_template="#/components/schemas/{model}")
-            document["components"]["schemas"] |= schemas["$defs"]
-        return super().openapi()
+            self.openapi_schema = self._document()
+        return self.openapi_schema
+
+    def _document(self) -> dict[str, Any]:
+        document = super().openapi()
+        wanted: list[tuple[type[BaseModel], Literal["validation"]]] = [(body, "validation") for body in self.bodies]
+        _, schemas = models_json_schema(wanted, ref_template="#/components/schemas/{model}")
+        document["components"]["schemas"] |= schemas["$defs"]
+        if self.keyed:
+            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            for path in document["paths"].keys() - PUBLIC:
+                for operation in document["paths"][path].values():
+                    operation["security"] = [{"key": []}]
+        return document
 
 
 def build_app(house: House) -> FastAPI:
@@ -70,7 +80,7 @@ def build_app(house: House) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_failure)
     gate = Gate(server.keys, metrics=house.metrics)
     chat, completion = chat_body(server.limits, house.plugins), completion_body(server.limits, house.plugins)
-    app.bodies = (chat, completion, TokenizeBody, DetokenizeBody)
+    app.bodies, app.keyed = (chat, completion, TokenizeBody, DetokenizeBody), not gate.open
     app.include_router(chat_routes(house, gate, chat))
     app.include_router(completion_routes(house, gate, completion))
     app.include_router(model_routes(house, gate))

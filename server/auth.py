@@ -7,10 +7,10 @@ import hmac
 from collections.abc import Sequence
 from typing import Final
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.requests import Request
 
 from strop.errors import ConfigError, Forbidden, Unauthorized
 from strop.server.metrics import Metrics
@@ -18,7 +18,6 @@ from strop.server.metrics import Metrics
 PUBLIC: Final = frozenset({"/health", "/ready"})
 """The only routes that answer without a key once keys are configured."""
 TENANT_LETTERS: Final = 16
-_BEARER: Final = HTTPBearer(auto_error=False, description="One of the keys in the server's configuration.")
 
 
 class Gate:
@@ -33,13 +32,13 @@ class Gate:
         """Whether no key is configured."""
         return not self._digests
 
-    async def __call__(self, credentials: HTTPAuthorizationCredentials | None = Depends(_BEARER)) -> str:
+    async def __call__(self, http: Request) -> str:
         """The tenant: a short digest of the key, or "" where the server has none."""
         if self.open:
             return ""
-        digest = hashlib.sha256(_key(credentials)).digest()
+        digest = hashlib.sha256(_key(http)).digest()
         known = [hmac.compare_digest(digest, other) for other in self._digests]
-        if credentials is None or not any(known):
+        if not any(known):
             self._metrics.refused(Unauthorized.code)
             raise Unauthorized("a valid API key is needed: send it as `Authorization: Bearer KEY`")
         return digest.hex()[:TENANT_LETTERS]
@@ -51,10 +50,10 @@ class KeyedGate:
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
 
-    async def __call__(self, credentials: HTTPAuthorizationCredentials | None = Depends(_BEARER)) -> str:
+    async def __call__(self, http: Request) -> str:
         if self._gate.open:
             raise Forbidden("this needs an API key, and the server has none configured (server.keys)")
-        return await self._gate(credentials)
+        return await self._gate(http)
 
 
 def check_guarded(app: FastAPI) -> None:
@@ -70,6 +69,7 @@ def _guarded(dependant: Dependant) -> bool:
     return isinstance(dependant.call, Gate | KeyedGate) or any(_guarded(inner) for inner in dependant.dependencies)
 
 
-def _key(credentials: HTTPAuthorizationCredentials | None) -> bytes:
-    """The key's bytes as they were sent: headers are decoded as Latin-1."""
-    return credentials.credentials.encode("latin-1") if credentials else b""
+def _key(http: Request) -> bytes:
+    """The key's bytes as they were sent (headers are decoded as Latin-1); empty for any scheme but Bearer."""
+    scheme, _, key = http.headers.get("authorization", "").partition(" ")
+    return key.strip().encode("latin-1") if scheme.lower() == "bearer" else b""

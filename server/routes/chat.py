@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from strop.server.auth import Gate
 from strop.server.house import House
-from strop.server.routes.reading import begin, collect, documented, read_body
+from strop.server.routes.reading import STREAMED, begin, collect, documented, read_body
 from strop.server.sse import EventStream
 from strop.server.wire.chat import ChatCompletionBody, chat_request
 from strop.server.wire.chunks import CHAT, Chunks
@@ -20,7 +20,9 @@ from strop.server.wire.whole import Whole
 def chat_routes(house: House, gate: Gate, body_type: type[ChatCompletionBody]) -> APIRouter:
     router = APIRouter(dependencies=[Depends(gate)])
 
-    @router.post("/v1/chat/completions", response_model=ChatCompletionReply, openapi_extra=documented(body_type))
+    @router.post(
+        "/v1/chat/completions", response_model=ChatCompletionReply, openapi_extra=documented(body_type), responses=STREAMED
+    )
     async def create_chat_completion(http: Request, tenant: str = Depends(gate)) -> Response:
         """Answer a conversation. With `stream`, `text/event-stream` of `chat.completion.chunk` objects."""
         body, headers = await read_body(http, body_type, house)

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from strop.contracts import CompletionRequest
 from strop.server.auth import Gate
 from strop.server.house import Hosted, House
-from strop.server.routes.reading import begin, collect, documented, read_body
+from strop.server.routes.reading import STREAMED, begin, collect, documented, read_body
 from strop.server.sse import EventStream
 from strop.server.wire.chunks import CompletionChunks
 from strop.server.wire.completions import CompletionBody, completion_request
@@ -21,7 +21,7 @@ from strop.server.wire.whole import CompletionWhole
 def completion_routes(house: House, gate: Gate, body_type: type[CompletionBody]) -> APIRouter:
     router = APIRouter(dependencies=[Depends(gate)])
 
-    @router.post("/v1/completions", response_model=CompletionReply, openapi_extra=documented(body_type))
+    @router.post("/v1/completions", response_model=CompletionReply, openapi_extra=documented(body_type), responses=STREAMED)
     async def create_completion(http: Request, tenant: str = Depends(gate)) -> Response:
         """Continue one text or several. With `stream`, `text/event-stream` of `text_completion` objects."""
         body, headers = await read_body(http, body_type, house)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -21,6 +21,8 @@ from strop.server.wire.whole import Whole
 Body = TypeVar("Body", bound=BaseModel)
 IGNORED_HEADER = "x-strop-ignored"
 CLIENT_CLOSED = 499
+STREAMED: Final[dict[int | str, dict[str, Any]]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+"""What an operation answers besides JSON, where the body says `stream`."""
 
 
 async def read_body(http: Request, model: type[Body], house: House) -> tuple[Body, dict[str, str]]:
