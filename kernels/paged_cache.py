@@ -65,7 +65,7 @@ def write_reference(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot
     kept = slots >= 0
     k, v, slots = k[kept], v[kept], slots[kept].long()
     page, offset, pack = slots // PAGE, slots % PAGE, k_cache.shape[-1]
-    k_cache.permute(0, 3, 1, 2, 4)[page, offset] = k.reshape(*k.shape[:2], -1, pack)
+    k_cache.permute(0, 3, 1, 2, 4)[page, offset] = k.reshape(*k.shape[:2], k_cache.shape[2], pack)
     v_cache.permute(0, 2, 4, 1, 3)[page, offset // pack, offset % pack] = v
 
 
