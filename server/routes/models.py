@@ -8,7 +8,6 @@ import dataclasses
 from fastapi import APIRouter, Depends
 from starlette.responses import Response
 
-from strop.errors import ModelNotFound, nearest
 from strop.server.auth import Gate, KeyedGate
 from strop.server.house import House
 from strop.server.wire.failures import json_response
@@ -27,10 +26,8 @@ def model_routes(house: House, gate: Gate) -> APIRouter:
     @router.get("/v1/models/{model:path}", response_model=ModelDetail, dependencies=[Depends(gate)])
     async def retrieve_model(model: str) -> Response:
         """One model: its card, and the JSON schemas of the guidance, samplers and verifiers it takes."""
-        listing = {listed.id: listed for listed in house.listing()}
-        if model not in listing:
-            raise ModelNotFound(f"the model {model!r} does not exist.{nearest(model, listing)}", param="model")
-        return json_response(model_detail(listing[model]))
+        name = house.find(model).name
+        return json_response(model_detail(next(listed for listed in house.listing() if listed.id == name)))
 
     @router.get("/v1/plugins", response_model=PluginList, dependencies=[Depends(KeyedGate(gate))])
     async def list_plugins() -> Response:

@@ -21,6 +21,8 @@ from strop.server.wire.whole import Whole
 Body = TypeVar("Body", bound=BaseModel)
 IGNORED_HEADER = "x-strop-ignored"
 CLIENT_CLOSED = 499
+LARGE = 1 << 18
+"""Bytes from which a body is read beside the loop, so that running streams do not stall."""
 STREAMED: Final[dict[int | str, dict[str, Any]]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 """What an operation answers besides JSON, where the body says `stream`."""
 
@@ -28,9 +30,13 @@ STREAMED: Final[dict[int | str, dict[str, Any]]] = {200: {"content": {"text/even
 async def read_body(http: Request, model: type[Body], house: House) -> tuple[Body, dict[str, str]]:
     """The validated body, and headers for the answer: the fields that were ignored, where the server is lenient."""
     raw = await http.body()
+    lenient = house.config.server.compat == "lenient"
     try:
         _check_type(http.headers.get("content-type", ""))
-        body, ignored = validate(model, decode(raw), lenient=house.config.server.compat == "lenient")
+        if len(raw) < LARGE:
+            body, ignored = validate(model, decode(raw), lenient=lenient)
+        else:
+            body, ignored = await asyncio.to_thread(lambda: validate(model, decode(raw), lenient=lenient))
     except StropError as error:
         house.metrics.refused(error.code)
         raise

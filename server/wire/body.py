@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import orjson
@@ -77,7 +77,7 @@ def _check_nesting(value: object, *, look_for_nul: bool) -> None:
     for _ in range(MAX_DEPTH):
         if look_for_nul and any("\0" in text for item in level for text in _texts(item)):
             raise InvalidRequest("NUL characters are not allowed in strings")
-        level = [child for item in level for child in _children(item)]
+        level = [child for item in level if isinstance(item, dict | list) for child in _children(item)]
         if not level:
             return
     raise InvalidRequest(f"the body is nested more than {MAX_DEPTH} levels deep", code="invalid_json")
@@ -90,10 +90,8 @@ def _texts(item: object) -> list[str]:
     return list(item) if isinstance(item, dict) else []
 
 
-def _children(item: object) -> list[Any]:
-    if isinstance(item, dict):
-        return list(item.values())
-    return item if isinstance(item, list) else []
+def _children(item: dict[str, Any] | list[Any]) -> Iterable[object]:
+    return item.values() if isinstance(item, dict) else item
 
 
 def _merge_extra_body(value: dict[str, Any]) -> dict[str, Any]:

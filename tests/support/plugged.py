@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from strop.contracts import Domain, Guidance
+from strop.config import ModelConfig
+from strop.contracts import Domain, Event, Guidance, PlanId
+from strop.testing import StubEngine, StubTokenizer, stub_card
 
 
 class Push(Guidance):
@@ -21,6 +25,22 @@ class Pull(Guidance):
     name: Literal["pull"] = "pull"
 
 
+def load_broken(name: str, model: ModelConfig, *, cache: Path, network: bool) -> tuple[StubEngine, StubTokenizer]:
+    """An engine whose third step fails, whatever runs."""
+
+    class BrokenEngine(StubEngine):
+        steps = 0
+
+        def step(self) -> Sequence[tuple[PlanId, Event]]:
+            self.steps += 1
+            if self.steps >= 3:
+                raise ZeroDivisionError("/srv/secret")
+            return super().step()
+
+    return BrokenEngine(stub_card(name)), StubTokenizer()
+
+
+BROKEN_ENGINE = EntryPoint(name="broken", value="plugged:load_broken", group="strop.engines")
 PUSH = EntryPoint(name="push", value="plugged:Push", group="strop.guidance")
 PULL = EntryPoint(name="pull", value="plugged:Pull", group="strop.guidance")
 MISFILED = EntryPoint(name="push", value="plugged:Push", group="strop.samplers")

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import json
+
 import openai
 import pytest
 from openai.types.chat import ChatCompletionChunk
+from plugged import BROKEN_ENGINE
 from stubhouse import HELLO, Served, served, until
 
 from strop.config import Limits, ServerConfig
 from strop.contracts import ChatRequest
 from strop.server.plan import resolve
-from strop.testing import answer
+from strop.testing import answer, stub_plugins
 
 
 def said(chunks: list[ChatCompletionChunk], index: int) -> str:
@@ -123,6 +126,36 @@ async def test_a_full_server_says_when_to_come_back() -> None:
         assert caught.value.response.headers["x-should-retry"] == "true"
         await held.aclose()
         await until(lambda: s.in_flight == 0)
+
+
+async def test_a_failing_engine_is_told_in_both_forms_and_without_details() -> None:
+    asked = {"model": "stub", "messages": HELLO, "max_tokens": 9}
+    for stream in (False, True):
+        async with served(plugins=stub_plugins(BROKEN_ENGINE), engine="broken") as s:
+            reply = await s.post("/v1/chat/completions", asked | {"stream": stream})
+            assert "secret" not in reply.text
+            assert '"code":"engine_failure"' in reply.text
+            if stream:
+                assert reply.text.index('"content":') < reply.text.index('data: {"error":')
+                assert "[DONE]" not in reply.text
+            else:
+                assert (reply.status_code, reply.headers["x-should-retry"]) == (500, "false")
+
+
+async def test_a_failure_in_the_middle_of_a_stream_raises_in_the_client() -> None:
+    async with served(plugins=stub_plugins(BROKEN_ENGINE), engine="broken") as s:
+        stream = await s.openai.chat.completions.create(model="stub", messages=HELLO, max_tokens=9, stream=True)
+        with pytest.raises(openai.APIError, match="the engine failed"):
+            [chunk async for chunk in stream]
+
+
+async def test_a_large_body_is_read_like_a_small_one() -> None:
+    async with served() as s:
+        padded = {"model": "stub", "messages": HELLO, "max_tokens": 2, "seed": 7}
+        small = (await s.post("/v1/chat/completions", padded)).json()
+        content = b" " * 300_000 + json.dumps(padded).encode()
+        reply = await s.http.post("/v1/chat/completions", content=content, headers={"content-type": "application/json"})
+        assert reply.json()["choices"] == small["choices"]
 
 
 async def test_lenient_answers_and_lists_what_it_ignored() -> None:

@@ -39,6 +39,11 @@ async def test_a_model_that_is_not_there_is_404_with_the_nearest_name() -> None:
             assert caught.value.code == "model_not_found"
 
 
+async def test_an_unknown_model_is_described_by_the_default_that_would_answer() -> None:
+    async with served(ServerConfig(default_model="stub")) as s:
+        assert (await s.openai.models.retrieve("gpt-4o")).id == "stub"
+
+
 async def test_presets_are_models_with_a_slash_and_an_at_sign_in_their_names() -> None:
     config = Config(
         models={"org/stub": ModelConfig(engine="stub", source="stub")},
