@@ -1,7 +1,8 @@
 """Compiles `csrc/<name>.cpp` into a shared object on first use and loads it: one plain C ABI file, no torch headers.
 
-Objects live in the cache folder, named by a hash of everything that shapes them (sources, flags, compiler, OpenMP runtime),
-one per instruction set; the best set this processor has is used. `python -m strop.kernels.build` builds all of them ahead.
+Objects live in the cache folder, named by hashes of what shapes them (sources and flags; compiler and OpenMP runtime), one
+per instruction set; the best set this processor has is used. `python -m strop.kernels.build` builds all of them ahead, so
+that an image needs no compiler when it runs.
 """
 
 from __future__ import annotations
@@ -56,13 +57,13 @@ class Library:
     handle: ctypes.CDLL | None
     missing: str | None
 
-    def function(self, name: str, *argtypes: Any) -> Any:
-        """The C function `name`, typed. It returns nothing: results go where the arguments point."""
+    def function(self, name: str, *argtypes: Any, returns: Any = None) -> Any:
+        """The C function `name`, typed. Most return nothing: results go where the arguments point."""
         if self.handle is None:
             raise KernelError(f"The C function {name} is not available: {self.missing}.")
         function = getattr(self.handle, name)
         function.argtypes = argtypes
-        function.restype = None
+        function.restype = returns
         return function
 
 
@@ -75,45 +76,56 @@ def load(name: str) -> Library:
     isa = best_isa(cpu_flags(), os.environ.get("STROP_ISA"))
     if isa is None:
         return Library(None, "this processor has no AVX2, or not the instruction set that STROP_ISA names")
-    compiler = find_compiler()
-    if compiler is None:
-        return Library(None, "no C++ compiler was found (g++, c++ or clang++)")
+    source, cache, compiler = SOURCES / f"{name}.cpp", cache_folder(), find_compiler()
     try:
-        return Library(ctypes.CDLL(str(compile_source(SOURCES / f"{name}.cpp", isa, compiler, cache_folder()))), None)
+        path = compile_source(source, isa, compiler, cache) if compiler else find_prebuilt(source, isa, cache)
+        if path is None:
+            return Library(None, "no C++ compiler was found (g++, c++ or clang++), and no object built ahead")
+        return Library(ctypes.CDLL(str(path)), None)
     except (KernelError, OSError) as error:
         return Library(None, str(error))
 
 
 def compile_source(source: Path, isa: Isa, compiler: str, cache: Path) -> Path:
     """The path of the shared object, compiled into `cache` unless it is there. Raises `KernelError` if that fails."""
-    command = [compiler, *FLAGS, *isa.flags, str(source), *_openmp(compiler)]
-    target = cache / f"{source.stem}-{isa.name}-{_key(source, command, compiler)}.so"
+    openmp = _openmp(compiler)
+    builder = hashlib.sha256(" ".join([_version(compiler), *openmp]).encode()).hexdigest()[:8]
+    target = cache / f"{_stem(source, isa)}-{builder}.so"
     if target.exists():
         return target
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_suffix(".lock")), tempfile.TemporaryDirectory(dir=cache) as folder:
         if not target.exists():
             built = Path(folder) / target.name
-            _run([*command, "-o", str(built)])
+            _run([compiler, *FLAGS, *isa.flags, str(source), *openmp, "-o", str(built)])
             built.replace(target)
     return target
 
 
-def _key(source: Path, command: list[str], compiler: str) -> str:
-    digest = hashlib.sha256(" ".join(word for word in command if word != str(source)).encode())
-    digest.update(_run([compiler, "--version"]).encode())
+def find_prebuilt(source: Path, isa: Isa, cache: Path) -> Path | None:
+    """An object of this very source and these flags that some compiler left in `cache`."""
+    return next(iter(sorted(cache.glob(f"{_stem(source, isa)}-*.so"))), None)
+
+
+def _stem(source: Path, isa: Isa) -> str:
+    digest = hashlib.sha256(" ".join([*FLAGS, *isa.flags]).encode())
     for file in [source, *sorted(source.parent.glob("*.h"))]:
         digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+    return f"{source.stem}-{isa.name}-{digest.hexdigest()[:12]}"
 
 
 def _openmp(compiler: str) -> list[str]:
     """Link the OpenMP runtime that torch loaded: a second one would bring a second thread pool and fight over the cores."""
-    if "clang" in _run([compiler, "--version"]):
+    if "clang" in _version(compiler):
         return []
     maps = Path("/proc/self/maps")
     loaded = re.findall(r"(/\S*/lib(?:gomp|iomp5)\S*)", maps.read_text()) if maps.exists() else []
     return ["-Wl,--as-needed", *loaded[:1]]
+
+
+@functools.cache
+def _version(compiler: str) -> str:
+    return _run([compiler, "--version"])
 
 
 def _run(command: list[str]) -> str:

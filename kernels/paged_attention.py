@@ -25,6 +25,7 @@ __all__ = ["ATTEND", "PAGE", "allocate", "attend", "copy_page", "write"]
 _NO_WINDOW = 1 << 40
 _CALL = struct.Struct("@7P9q2f2i")  # Call in csrc/attention.cpp
 _LARGEST_HEAD = 512  # MAX_DIM of csrc/attention.cpp: what a task holds on its stack
+_CHECK = (2**-6, 2**-6)  # weights and results are rounded to bfloat16
 _FAULTS = (
     "starts must begin with 0, never fall, and end within the rows of q",
     "lengths must lie between 0 and the keys that tables has room for",
@@ -186,17 +187,13 @@ def attend_cpu_supports(
 
 @functools.cache
 def _c_attend() -> Any:
-    function = build.load("attention").function("strop_attend", ctypes.c_char_p)
-    function.restype = ctypes.c_int
-    return function
+    return build.load("attention").function("strop_attend", ctypes.c_char_p, returns=ctypes.c_int)
 
 
 def _example() -> Arguments:
     generator = torch.Generator().manual_seed(0)
-    k_cache, v_cache = allocate(3, 2, 16, torch.float32)
-    k_cache.normal_(generator=generator)
-    v_cache.normal_(generator=generator)
-    q = torch.randn(5, 4, 16, generator=generator)
+    k_cache, v_cache = (cache.normal_(generator=generator) for cache in allocate(3, 2, 16, torch.bfloat16))
+    q = torch.randn(5, 4, 16, generator=generator).bfloat16()
     tables = torch.tensor([[2, 0], [1, 1]], dtype=torch.int32)
     starts, lengths = torch.tensor([0, 3, 4], dtype=torch.int32), torch.tensor([18, 1], dtype=torch.int32)
     return arguments(q, k_cache, v_cache, tables, starts, lengths, scale=0.25)
@@ -206,5 +203,7 @@ def _fake(q: Tensor, *_: Any, **__: Any) -> Tensor:
     return torch.empty(q.shape, dtype=q.dtype, device=q.device)
 
 
-ATTEND = Op("paged_attend", attend_reference, FastPath("cpu", attend_cpu, attend_cpu_supports), example=_example)
+ATTEND = Op(
+    "paged_attend", attend_reference, FastPath("cpu", attend_cpu, attend_cpu_supports), example=_example, tolerance=_CHECK
+)
 ATTEND.register(fake=_fake)

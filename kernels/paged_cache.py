@@ -104,9 +104,7 @@ def _bad_slots(k_cache: Tensor, slots: Tensor) -> KernelError:
 
 @functools.cache
 def _c_write() -> Any:
-    function = build.load("paged_cache").function("strop_paged_write", ctypes.c_char_p)
-    function.restype = ctypes.c_int
-    return function
+    return build.load("paged_cache").function("strop_paged_write", ctypes.c_char_p, returns=ctypes.c_int)
 
 
 def _example() -> Arguments:

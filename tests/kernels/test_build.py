@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from strop.errors import KernelError
-from strop.kernels.build import ISAS, Library, best_isa, compile_source, cpu_flags, find_compiler, load
+from strop.kernels.build import ISAS, Library, best_isa, compile_source, cpu_flags, find_compiler, find_prebuilt, load
 
 COMPILER = find_compiler()
 ISA = best_isa(cpu_flags())
@@ -54,6 +54,15 @@ def _answer(path: Path) -> int:
     out = ctypes.c_int()
     Library(ctypes.CDLL(str(path)), None).function("answer", ctypes.c_void_p)(ctypes.addressof(out))
     return out.value
+
+
+@needs_compiler
+def test_an_object_built_ahead_serves_where_there_is_no_compiler(source: Path, tmp_path: Path) -> None:
+    assert find_prebuilt(source, ISA, tmp_path / "cache") is None
+    built = compile_source(source, ISA, COMPILER, tmp_path / "cache")
+    assert find_prebuilt(source, ISA, tmp_path / "cache") == built
+    (source.parent / "one.h").write_text("#define ONE 2\n")
+    assert find_prebuilt(source, ISA, tmp_path / "cache") is None
 
 
 @needs_compiler
