@@ -53,34 +53,46 @@ template <class T> void two_largest(const T *x, int64_t size, float scale, float
             next[u] = maximum(next[u], minimum(first[u], z));
             first[u] = maximum(first[u], z);
         }
+    for (int u = 1; u < unroll; ++u) {
+        next[0] = maximum(maximum(next[0], next[u]), minimum(first[0], first[u]));
+        first[0] = maximum(first[0], first[u]);
+    }
+    alignas(64) float a[width], b[width];
+    store(a, first[0]);
+    store(b, next[0]);
     top = second = minus_infinity;
-    for (int u = 0; u < unroll; ++u) {
-        alignas(64) float a[width], b[width];
-        store(a, first[u]);
-        store(b, next[u]);
-        for (int l = 0; l < width; ++l) {
-            second = std::fmax(second, std::fmax(b[l], std::fmin(a[l], top)));
-            top = std::fmax(top, a[l]);
-        }
+    for (int l = 0; l < width; ++l) {
+        second = std::max({second, b[l], std::min(a[l], top)});
+        top = std::max(top, a[l]);
     }
 }
 
 // The sums over one block; `top` is its largest z. The exponent is clamped where exp would become a denormal number.
-template <class T> void sums(const T *x, int64_t size, float scale, float top, State &part) {
+// `masked` leaves entries at -inf out of the total and the count; without it they turn the total infinite.
+template <bool masked, class T> void sums(const T *x, int64_t size, float scale, float top, State &part) {
     Floats sum[unroll], weighted[unroll], total[unroll];
     for (int u = 0; u < unroll; ++u) sum[u] = weighted[u] = total[u] = all(0.0f);
-    for (int64_t i = 0; i < size; i += unroll * width)
+    part.count = masked ? 0 : size;
+    for (int64_t i = 0; i < size; i += unroll * width) {
         for (int u = 0; u < unroll; ++u) {
             const Floats z = load(x + i + u * width) * all(scale);
             const Floats below = z - all(top), d = maximum(below, all(-87.0f));
             const Floats t = d * all(1.44269504f), n = nearest(t);
             const Floats e = times_power_of_two(exp2_fraction(t - n), n);
-            const uint32_t finite = differs(z, all(minus_infinity));
             sum[u] = sum[u] + e;
             weighted[u] = fma(e, d, weighted[u]);
-            total[u] = total[u] + select(finite, below, all(0.0f));
-            part.count += __builtin_popcount(finite);
+            if (masked) {
+                const uint32_t finite = differs(z, all(minus_infinity));
+                total[u] = total[u] + select(finite, below, all(0.0f));
+                part.count += __builtin_popcount(finite);
+            } else {
+                total[u] = total[u] + below;
+            }
         }
+        // This loop computes while memory idles: let it fetch what the next block's first pass will wait for.
+        for (size_t byte = 0; byte < unroll * width * sizeof(T); byte += 64)
+            _mm_prefetch(reinterpret_cast<const char *>(x + i + block) + byte, _MM_HINT_T0);
+    }
     part.sum = sum_in_order(sum);
     part.weighted = sum_in_order(weighted);
     part.total = sum_in_order(total);
@@ -108,7 +120,9 @@ template <class T> void fold_block(const T *x, int64_t size, float scale, int64_
     float top, second;
     two_largest(x, size, scale, top, second);
     State part;
-    sums(x, size, scale, top == minus_infinity ? 0.0f : top, part);
+    const float from = top == minus_infinity ? 0.0f : top;
+    sums<false>(x, size, scale, from, part);
+    if (!std::isfinite(part.total)) sums<true>(x, size, scale, from, part);
     if (top > minus_infinity) {
         part.top = top;
         state.second = std::max({state.second, double(second), std::min(state.top, part.top)});

@@ -41,7 +41,7 @@ inline float largest(Floats x) {
     alignas(64) float values[width];
     store(values, x);
     float best = values[0];
-    for (int i = 1; i < width; ++i) best = std::fmax(best, values[i]);
+    for (const float value : values) best = value > best ? value : best;
     return best;
 }
 
