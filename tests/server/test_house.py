@@ -5,17 +5,22 @@ import threading
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import pytest
 
 from strop.config import Config, ModelConfig, Preset, ServerConfig
-from strop.contracts import ChatRequest, Done, Event, PlanId
+from strop.contracts import ChatRequest, Domain, Done, Event, PlanId, Sampler
 from strop.errors import Aborted, ConfigError, EngineFailure, ModelLoadError, ModelNotFound, NotReady, PluginError
 from strop.server.executors.runner import FATAL_FAILURES
 from strop.server.house import House
 from strop.server.plan import resolve
 from strop.testing import StubEngine, StubTokenizer, stub_card, stub_config, stub_plugins
+
+
+class Greedy(Sampler):
+    domains: ClassVar[frozenset[Domain]] = frozenset({"causal"})
+    name: Literal["greedy"] = "greedy"
 
 
 class Broken(StubEngine):
@@ -35,7 +40,11 @@ def engine(name: str, attribute: str) -> EntryPoint:
     return EntryPoint(name=name, value=f"{__name__}:{attribute}", group="strop.engines")
 
 
-PLUGINS = stub_plugins(engine("broken", "load_broken"), engine("nothing", "load_nothing"))
+PLUGINS = stub_plugins(
+    engine("broken", "load_broken"),
+    engine("nothing", "load_nothing"),
+    EntryPoint(name="greedy", value=f"{__name__}:Greedy", group="strop.samplers"),
+)
 
 
 def house(**fields: Any) -> House:
@@ -99,6 +108,13 @@ async def test_names_presets_and_the_default_model() -> None:
     assert cool.defaults.sampler.model_dump(exclude_unset=True) == {"name": "tokens", "top_p": 0.5, "temperature": 0.1}
     assert [found.defaults.max_tokens for found in (own, cool, long)] == [7, 7, 9]
     assert home.find("gpt-4o") is cool
+    await home.close(0)
+
+
+async def test_a_preset_with_another_sampler_leaves_the_model_s_options_behind() -> None:
+    home = house(models=models("a", defaults={"top_p": 0.5}), presets={"a@g": Preset(sampler={"name": "greedy"})})
+    await home.open()
+    assert home.find("a@g").defaults.sampler == Greedy()
     await home.close(0)
 
 

@@ -37,13 +37,14 @@ def test_houses_share_nothing() -> None:
 
 def test_load_becomes_gauges_steps_and_batches() -> None:
     metrics = Metrics()
-    metrics.observe("m", Load(waiting_rows=3, running_rows=5, batch_rows=5))
+    for _ in range(2):
+        metrics.observe("m", Load(waiting_rows=3, running_rows=5, batch_rows=5))
     metrics.observe("m", Load(waiting_rows=3, running_rows=0, batch_rows=5, failures=1))
     metrics.observe("m", Load(waiting_rows=2, running_rows=4))
     seen = samples(metrics)
     assert (seen["strop_queue_rows", ""], seen["strop_running_rows", ""]) == (2, 4)
-    assert (seen["strop_steps_total", ""], seen["strop_step_failures_total", ""]) == (1, 1)
-    assert (seen["strop_batch_rows_count", ""], seen["strop_batch_rows_sum", ""]) == (2, 10)
+    assert (seen["strop_steps_total", ""], seen["strop_step_failures_total", ""]) == (2, 1)
+    assert (seen["strop_batch_rows_count", ""], seen["strop_batch_rows_sum", ""]) == (3, 15)
 
 
 def test_a_plan_is_timed_from_submission_to_its_end() -> None:

@@ -252,6 +252,8 @@ async def test_the_cache_bounds_what_all_choices_take_together() -> None:
         plan = only(resolve(completion("abcd", n=4), house))
         assert plan.cost.tokens <= CACHE
         assert plan.max_tokens == (CACHE - 4) // 4
+        guided = only(resolve(completion("abcd", n=4, guidance=Negative()), house))
+        assert guided.max_tokens == (CACHE - 4 - 8) // 8
         with pytest.raises(ContextTooLong, match=f"caches {CACHE} in all"):
             resolve(completion("abcd", n=4, max_tokens=3000), house)
     finally:

@@ -196,6 +196,8 @@ async def test_prompt_tokens_that_wait_are_bounded() -> None:
     bench.submit(plan("a", prompt=60), plan("b", prompt=10))
     with pytest.raises(Overloaded):
         bench.submit(plan("c", prompt=5))
+    bench.executor.finish()
+    assert len(bench.submit(plan("d", prompt=60), plan("e", prompt=10))) == 2
 
 
 async def test_one_key_is_limited_and_others_are_not() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from importlib.metadata import Distribution, EntryPoint
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -139,6 +140,16 @@ def test_our_own_parts_register_like_anybody_s() -> None:
     assert "causal" in plugins.names("engines")
     assert all(entry.distribution == "strop" for entry in plugins.listing())
     assert set(plugins.names("samplers")) <= set(Plugins.discover({}).names("samplers"))
+
+
+def test_the_safe_mode_leaves_out_what_others_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "acme-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text(f"[strop.guidance]\nnudge = {__name__}:Nudge\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert "nudge" in Plugins.discover({}).names("guidance")
+    assert "nudge" not in Plugins.discover({"STROP_PLUGINS": "builtin"}).names("guidance")
 
 
 def test_the_safe_mode_has_one_spelling() -> None:
