@@ -210,7 +210,10 @@ def _spelled(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_json(choice: PluginChoice) -> Any:
-    return choice.model_dump(mode="json") if isinstance(choice, Plugin) else choice
+    """Only what the caller set is sent: the server's defaults for the model fill the rest."""
+    if isinstance(choice, Plugin):
+        return {"name": choice.name, **choice.model_dump(mode="json", exclude_unset=True)}
+    return choice
 
 
 def _default_url() -> str:

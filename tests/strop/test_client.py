@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -80,6 +81,20 @@ async def test_a_plugin_is_a_name_a_dict_or_an_instance(sampler: strop.client.Pl
         text = await client.completions.create(model="stub", prompt="a", max_tokens=2, sampler=sampler, guidance=None)
     assert chat.usage is not None and chat.usage.completion_tokens == 2
     assert text.usage is not None and text.usage.completion_tokens == 2
+
+
+async def test_only_options_that_were_set_are_sent() -> None:
+    sent: list[bytes] = []
+
+    async def note(request: httpx2.Request) -> httpx2.Response:
+        sent.append(request.content)
+        return httpx2.Response(400, json={"error": {"message": "no"}})
+
+    http = httpx2.AsyncClient(transport=httpx2.MockTransport(note))
+    async with strop.AsyncClient(http_client=http, max_retries=0) as client:
+        with pytest.raises(openai.BadRequestError):
+            await client.completions.create(model="stub", prompt="a", sampler=Tokens(top_k=4), guidance=None)
+    assert json.loads(sent[0]) == {"model": "stub", "prompt": "a", "sampler": {"name": "tokens", "top_k": 4}}
 
 
 async def test_what_the_server_cannot_do_is_an_openai_error() -> None:
