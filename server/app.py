@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from fastapi import FastAPI
 from pydantic import BaseModel
@@ -27,7 +27,7 @@ from strop.server.wire.failures import failure_response, http_failure
 from strop.server.wire.schemas import ErrorReply
 from strop.server.wire.tokens import DetokenizeBody, TokenizeBody
 
-FAILURES = {
+FAILURES: Final = {
     400: "The request's shape or values are off, or a field cannot be honoured.",
     401: "No valid API key.",
     403: "Not for callers without a configured key.",

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Sequence
+from contextlib import suppress
+from ipaddress import ip_address
 from typing import Final
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
@@ -35,6 +38,7 @@ class Gate:
     async def __call__(self, http: Request) -> str:
         """The tenant: a short digest of the key, or "" where the server has none."""
         if self.open:
+            self._refuse_pages(http.headers.get("origin"))
             return ""
         digest = hashlib.sha256(_key(http)).digest()
         known = [hmac.compare_digest(digest, other) for other in self._digests]
@@ -42,6 +46,12 @@ class Gate:
             self._metrics.refused(Unauthorized.code)
             raise Unauthorized("a valid API key is needed: send it as `Authorization: Bearer KEY`")
         return digest.hex()[:TENANT_LETTERS]
+
+    def _refuse_pages(self, origin: str | None) -> None:
+        """Without keys only pages from localhost or a numeric address may call: a name can be rebound to this machine."""
+        if origin is not None and not _is_address(origin):
+            self._metrics.refused(Forbidden.code)
+            raise Forbidden("web pages of other hosts may not call a server without API keys")
 
 
 class KeyedGate:
@@ -67,6 +77,14 @@ def check_guarded(app: FastAPI) -> None:
 
 def _guarded(dependant: Dependant) -> bool:
     return isinstance(dependant.call, Gate | KeyedGate) or any(_guarded(inner) for inner in dependant.dependencies)
+
+
+def _is_address(origin: str) -> bool:
+    """Whether an origin's host is one that DNS cannot rebind."""
+    with suppress(ValueError):
+        host = urlsplit(origin).hostname or ""
+        return host == "localhost" or bool(ip_address(host))
+    return False
 
 
 def _key(http: Request) -> bytes:

@@ -44,6 +44,7 @@ class Chunks:
         self._tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
         self._opening = b"data: " + identity.opening(shape.kind)
         self._heads = [self._opening + b'[{"index":%d,' % choice for choice in range(n * prompts)]
+        self._before = [head + shape.before for head in self._heads]
         self._after = shape.after + b',"logprobs":null,"finish_reason":null}]' + self._tail
         self._unopened = set(range(n * prompts))
         self._finished: tuple[int, FinishReason] | None = None
@@ -79,7 +80,7 @@ class Chunks:
 
     def text(self, choice: int, text: str, scores: Sequence[TokenScore] = ()) -> bytes:
         """The chunk of a piece of text."""
-        head, encoded = self._heads[choice] + self._shape.before, orjson.dumps(text)
+        head, encoded = self._before[choice], orjson.dumps(text)
         if not scores:
             return b"".join((head, encoded, self._after))
         told = orjson.dumps(self.logprobs(choice, scores))

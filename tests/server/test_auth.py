@@ -117,6 +117,32 @@ async def test_without_keys_everybody_is_let_in_but_not_to_the_plugins() -> None
             assert status == (403 if path == "/v1/plugins" else 415 if method == "POST" else 200), path
 
 
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://localhost:7860", 200),
+        ("http://127.0.0.1:8000", 200),
+        ("http://192.168.1.5", 200),
+        ("http://[::1]:8000", 200),
+        ("http://evil.example", 403),
+        ("http://localhost.evil.example", 403),
+        ("http://127.0.0.1.evil.example:8000", 403),
+        ("http://[::1", 403),
+        ("null", 403),
+        ("", 403),
+    ],
+)
+async def test_without_keys_pages_of_other_hosts_are_refused(origin: str, status: int) -> None:
+    async with served() as s:
+        assert (await s.http.get("/v1/models", headers={"origin": origin})).status_code == status
+
+
+async def test_with_a_key_any_page_may_call() -> None:
+    async with served(KEYED) as s:
+        headers = {"origin": "https://app.example", "authorization": "Bearer sesame"}
+        assert (await s.http.get("/v1/models", headers=headers)).status_code == 200
+
+
 def test_an_app_with_an_unguarded_route_is_refused() -> None:
     router = APIRouter()
 
