@@ -8,8 +8,9 @@
 
 namespace {
 
-constexpr int64_t block = 4096;  // 16 KiB of float32: the second look at a block finds it in the first-level cache
-constexpr int unroll = 4;        // independent accumulators, to hide the latency of max and add
+constexpr int64_t block = 4096;    // 16 KiB of float32: the second look at a block finds it in the first-level cache
+constexpr int unroll = 4;          // independent accumulators, to hide the latency of max and add
+constexpr int64_t stretch = 1024;  // elements that float32 accumulators take before float64 ones take over
 constexpr int64_t serial_below = 1 << 16;
 
 struct State {
@@ -34,14 +35,6 @@ inline Floats exp2_fraction(Floats f) {
     Floats p = all(0.000153458124f);
     for (const float c : {0.00133999309f, 0.00961848907f, 0.0555032864f, 0.240226462f, 0.693147182f, 1.0f}) p = fma(p, f, all(c));
     return p;
-}
-
-inline double sum_in_order(const Floats *lanes_of) {
-    alignas(64) float values[width];
-    store(values, (lanes_of[0] + lanes_of[1]) + (lanes_of[2] + lanes_of[3]));
-    double result = 0;
-    for (const float value : values) result += value;
-    return result;
 }
 
 template <class T> void two_largest(const T *x, int64_t size, float scale, float &top, float &second) {
@@ -70,32 +63,34 @@ template <class T> void two_largest(const T *x, int64_t size, float scale, float
 // The sums over one block; `top` is its largest z. The exponent is clamped where exp would become a denormal number.
 // `masked` leaves entries at -inf out of the total and the count; without it they turn the total infinite.
 template <bool masked, class T> void sums(const T *x, int64_t size, float scale, float top, State &part) {
-    Floats sum[unroll], weighted[unroll], total[unroll];
-    for (int u = 0; u < unroll; ++u) sum[u] = weighted[u] = total[u] = all(0.0f);
+    Doubles sum, weighted, total;
     part.count = masked ? 0 : size;
-    for (int64_t i = 0; i < size; i += unroll * width) {
-        for (int u = 0; u < unroll; ++u) {
-            const Floats z = load(x + i + u * width) * all(scale);
-            const Floats below = z - all(top), d = maximum(below, all(-87.0f));
-            const Floats t = d * all(1.44269504f), n = nearest(t);
-            const Floats e = times_power_of_two(exp2_fraction(t - n), n);
-            sum[u] = sum[u] + e;
-            weighted[u] = fma(e, d, weighted[u]);
-            if (masked) {
-                const uint32_t finite = differs(z, all(minus_infinity));
-                total[u] = total[u] + select(finite, below, all(0.0f));
-                part.count += __builtin_popcount(finite);
-            } else {
-                total[u] = total[u] + below;
+    for (int64_t start = 0; start < size; start += stretch) {
+        Floats es[unroll], weights[unroll], belows[unroll];
+        for (int u = 0; u < unroll; ++u) es[u] = weights[u] = belows[u] = all(0.0f);
+        for (int64_t i = start; i < std::min(start + stretch, size); i += unroll * width) {
+            for (int u = 0; u < unroll; ++u) {
+                const Floats z = load(x + i + u * width) * all(scale);
+                const Floats below = z - all(top), d = maximum(below, all(-87.0f));
+                const Floats t = d * all(1.44269504f), n = nearest(t);
+                const Floats e = times_power_of_two(exp2_fraction(t - n), n);
+                const uint32_t counted = masked ? differs(z, all(minus_infinity)) : ~0u;
+                es[u] = es[u] + e;
+                weights[u] = fma(e, d, weights[u]);
+                belows[u] = belows[u] + (masked ? select(counted, below, all(0.0f)) : below);
+                if (masked) part.count += __builtin_popcount(counted);
             }
+            // This loop computes while memory idles: let it fetch what the next block's first pass will wait for.
+            for (size_t byte = 0; byte < unroll * width * sizeof(T); byte += 64)
+                _mm_prefetch(reinterpret_cast<const char *>(x + i + block) + byte, _MM_HINT_T0);
         }
-        // This loop computes while memory idles: let it fetch what the next block's first pass will wait for.
-        for (size_t byte = 0; byte < unroll * width * sizeof(T); byte += 64)
-            _mm_prefetch(reinterpret_cast<const char *>(x + i + block) + byte, _MM_HINT_T0);
+        sum += (es[0] + es[1]) + (es[2] + es[3]);
+        weighted += (weights[0] + weights[1]) + (weights[2] + weights[3]);
+        total += (belows[0] + belows[1]) + (belows[2] + belows[3]);
     }
-    part.sum = sum_in_order(sum);
-    part.weighted = sum_in_order(weighted);
-    part.total = sum_in_order(total);
+    part.sum = sum.sum();
+    part.weighted = weighted.sum();
+    part.total = total.sum();
 }
 
 template <class T> int64_t first_at(const T *x, int64_t size, float scale, float top) {

@@ -77,6 +77,17 @@ inline int64_t sum(Ints x) {
     return _mm512_reduce_add_epi64(_mm512_add_epi64(low, high));
 }
 
+// Float64 sums over lanes.
+struct Doubles {
+    __m512d low = _mm512_setzero_pd(), high = _mm512_setzero_pd();
+
+    void operator+=(Floats x) {
+        low = _mm512_add_pd(low, _mm512_cvtps_pd(_mm512_castps512_ps256(x)));
+        high = _mm512_add_pd(high, _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1)));
+    }
+    double sum() const { return _mm512_reduce_add_pd(_mm512_add_pd(low, high)); }
+};
+
 #else
 
 using Floats = __m256;
@@ -138,5 +149,20 @@ inline int64_t sum(Ints x) {
     _mm256_store_si256(reinterpret_cast<Ints *>(lanes), _mm256_add_epi64(low, high));
     return lanes[0] + lanes[1] + lanes[2] + lanes[3];
 }
+
+// Float64 sums over lanes.
+struct Doubles {
+    __m256d low = _mm256_setzero_pd(), high = _mm256_setzero_pd();
+
+    void operator+=(Floats x) {
+        low = _mm256_add_pd(low, _mm256_cvtps_pd(_mm256_castps256_ps128(x)));
+        high = _mm256_add_pd(high, _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)));
+    }
+    double sum() const {
+        alignas(32) double lanes[4];
+        _mm256_store_pd(lanes, _mm256_add_pd(low, high));
+        return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
+    }
+};
 
 #endif
