@@ -15,6 +15,7 @@ from rich.table import Table
 
 from strop.config import Config, demo_document, leaves, load, single_document
 from strop.errors import ConfigError
+from strop.plugins import Plugins
 
 
 def serve(
@@ -49,7 +50,7 @@ def serve(
         return
     check_exposure(settled)
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    _run(settled)
+    host_models(settled)
 
 
 def check_exposure(config: Config) -> None:
@@ -61,6 +62,23 @@ def check_exposure(config: Config) -> None:
         f"{server.host} can be reached from other machines and no API key is set: "
         "set STROP_KEYS or server.keys_file, or say --insecure"
     )
+
+
+def host_models(config: Config, plugins: Plugins | None = None) -> None:
+    """Load the models, tell how to reach them, and serve until a signal comes."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when transformers is imported; ours is shown instead
+    try:
+        from strop.server.house import House
+        from strop.server.run import run
+    except ImportError as error:
+        raise ConfigError(f"serving needs more packages ({error}): pip install 'strop[serve]'") from error
+    with Console(stderr=True).status(f"loading {', '.join(config.models)}") as status:
+
+        def ready(url: str) -> None:
+            status.stop()
+            Console(highlight=False, soft_wrap=True).print(welcome(url, config), markup=False)
+
+        run(House(config, plugins=plugins), ready=ready)
 
 
 def welcome(url: str, config: Config) -> str:
@@ -87,22 +105,6 @@ def _show(config: Config, origins: Mapping[str, str]) -> None:
         told = f"{len(value)} set" if path == "server.keys" else str(value)
         table.add_row(path, told, origins[path])
     Console(soft_wrap=True).print(table)
-
-
-def _run(config: Config) -> None:
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when transformers is imported; ours is shown instead
-    try:
-        from strop.server.house import House
-        from strop.server.run import run
-    except ImportError as error:
-        raise ConfigError(f"serving needs more packages ({error}): pip install 'strop[serve]'") from error
-    with Console(stderr=True).status(f"loading {', '.join(config.models)}") as status:
-
-        def ready(url: str) -> None:
-            status.stop()
-            Console(highlight=False, soft_wrap=True).print(welcome(url, config), markup=False)
-
-        run(House(config), ready=ready)
 
 
 def _is_loopback(host: str) -> bool:

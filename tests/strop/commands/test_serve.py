@@ -20,13 +20,10 @@ from strop.errors import ConfigError
 from strop.testing import stub_config
 
 STUBBED = """
-from strop.commands import serve
-from strop.server.house import House
-from strop.server.run import run
-from strop.testing import stub_config, stub_plugins
+from strop.commands.serve import host_models
 from strop.config import ServerConfig
-config = stub_config(ServerConfig(port=0))
-run(House(config, plugins=stub_plugins()), ready=lambda url: print(serve.welcome(url, config), flush=True))
+from strop.testing import stub_config, stub_plugins
+host_models(stub_config(ServerConfig(port=0)), stub_plugins())
 """
 
 
