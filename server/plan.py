@@ -41,7 +41,8 @@ def resolve(request: ChatRequest | CompletionRequest, house: House) -> list[Text
     """One plan per prompt, in order.
 
     `request.sampler` counts only where the caller set its fields (pydantic's `model_fields_set`); the model's defaults fill
-    the rest. Raises ModelNotFound, NotReady, InvalidRequest, ContextTooLong or InvalidOption.
+    the rest. Changes nothing and may run in any thread: tokenising a long prompt takes a while. Raises ModelNotFound, NotReady,
+    InvalidRequest, ContextTooLong or InvalidOption.
     """
     try:
         hosted = house.find(request.model)

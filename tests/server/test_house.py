@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -10,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 from strop.config import Config, ModelConfig, Preset, ServerConfig
-from strop.contracts import ChatRequest, Domain, Done, Event, PlanId, Sampler
+from strop.contracts import ChatRequest, Delta, Domain, Done, Event, PlanId, Sampler
 from strop.errors import Aborted, ConfigError, EngineFailure, ModelLoadError, ModelNotFound, NotReady, PluginError
 from strop.server.executors.runner import FATAL_FAILURES
 from strop.server.house import House
@@ -94,6 +95,34 @@ async def test_close_aborts_what_does_not_finish_in_time() -> None:
     with pytest.raises(Aborted):
         async for _ in stream:
             pass
+
+
+async def test_a_storm_of_readers_that_leave_keeps_no_row_and_harms_no_other() -> None:
+    home = house(models=models("a", source="stub:0.0005"))
+    await home.open()
+    scheduler = home.find("a").scheduler
+
+    async def reader(number: int) -> str:
+        [stream] = scheduler.submit(resolve(replace(ask("a", max_tokens=12), seed=number % 3), home))
+        text, patience = "", number % 7 if number % 2 else 99
+        async with stream:
+            async for event in stream:
+                text += event.text if isinstance(event, Delta) else ""
+                patience -= 1
+                if not patience:
+                    return "left"
+        return text
+
+    answers = await asyncio.gather(*(reader(number) for number in range(200)))
+    stayed = [answer for number, answer in enumerate(answers) if number % 2 == 0]
+    assert len(set(stayed)) == 3
+    assert all(len(answer) == 12 for answer in stayed)
+    assert "left" in answers
+    assert scheduler.in_flight == 0
+    async with asyncio.timeout(5):
+        while scheduler.capacity.running_rows:  # noqa: ASYNC110 - an engine tells no event of ours
+            await asyncio.sleep(0.001)
+    await home.close(0)
 
 
 async def test_names_presets_and_the_default_model() -> None:
