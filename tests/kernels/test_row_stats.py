@@ -16,11 +16,12 @@ from torch import Tensor
 
 from strop.errors import KernelError
 from strop.kernels import row_stats as module
+from strop.kernels.build import load
 from strop.kernels.registry import trace, use
 from strop.kernels.row_stats import BLOCK, Fold, RowStats, row_stats
 from strop.kernels.sample import sample
 
-COMPILED = pytest.mark.skipif(module.load("row_stats").handle is None, reason="no compiler or no AVX2 here")
+COMPILED = pytest.mark.skipif(load("row_stats").handle is None, reason="no compiler or no AVX2 here")
 PATHS = ["reference", pytest.param("cpu", marks=COMPILED)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 VOCABULARIES = [1, 2, 63, 64, 65, 1009, 4096, 4097, 9001]

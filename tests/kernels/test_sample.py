@@ -16,12 +16,13 @@ from torch import Tensor
 
 from strop.errors import KernelError
 from strop.kernels import sample as module
+from strop.kernels.build import load
 from strop.kernels.registry import trace, use
 from strop.kernels.sample import sample
 
 PATHS = [
     "reference",
-    pytest.param("cpu", marks=pytest.mark.skipif(module.load("sample").handle is None, reason="no compiler or no AVX2 here")),
+    pytest.param("cpu", marks=pytest.mark.skipif(load("sample").handle is None, reason="no compiler or no AVX2 here")),
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 INF = math.inf
@@ -80,7 +81,7 @@ def awkward(rows: int, vocabulary: int, dtype: torch.dtype, seed: int) -> Tensor
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(rows=st.integers(0, 23), vocabulary=st.sampled_from([1, 2, 63, 64, 65, 131, 1009, 5003]), seed=st.integers(0, 10**6))
 @settings(max_examples=25, deadline=None)
-@pytest.mark.skipif(module.load("sample").handle is None, reason="no compiler or no AVX2 here")
+@pytest.mark.skipif(load("sample").handle is None, reason="no compiler or no AVX2 here")
 def test_both_paths_draw_the_same_tokens(dtype: torch.dtype, rows: int, vocabulary: int, seed: int) -> None:
     logits, settings_ = awkward(rows, vocabulary, dtype, seed), mixed(rows, seed)
     with use("reference"):
