@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from strop.server.auth import Gate
 from strop.server.house import House
-from strop.server.routes.reading import STREAMED, begin, collect, documented, read_body
+from strop.server.routes.reading import STREAMED, begin, collect, counted, documented, read_body
 from strop.server.sse import EventStream
 from strop.server.wire.chat import ChatCompletionBody, chat_request
 from strop.server.wire.chunks import CHAT, Chunks
@@ -25,8 +25,9 @@ def chat_routes(house: House, gate: Gate, body_type: type[ChatCompletionBody]) -
     )
     async def create_chat_completion(http: Request, tenant: str = Depends(gate)) -> Response:
         """Answer a conversation. With `stream`, `text/event-stream` of `chat.completion.chunk` objects."""
-        body, headers = await read_body(http, body_type, house)
-        request = chat_request(body, house.config.server.limits, house.plugins, tenant=tenant)
+        with counted(house):
+            body, headers = await read_body(http, body_type, house)
+            request = chat_request(body, house.config.server.limits, house.plugins, tenant=tenant)
         hosted, events = await begin(request, house)
         identity = Identity.fresh("chatcmpl", hosted.name, hosted.card)
         if request.stream:

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from strop.contracts import CompletionRequest
 from strop.server.auth import Gate
 from strop.server.house import Hosted, House
-from strop.server.routes.reading import STREAMED, begin, collect, documented, read_body
+from strop.server.routes.reading import STREAMED, begin, collect, counted, documented, read_body
 from strop.server.sse import EventStream
 from strop.server.wire.chunks import CompletionChunks
 from strop.server.wire.completions import CompletionBody, completion_request
@@ -24,8 +24,9 @@ def completion_routes(house: House, gate: Gate, body_type: type[CompletionBody])
     @router.post("/v1/completions", response_model=CompletionReply, openapi_extra=documented(body_type), responses=STREAMED)
     async def create_completion(http: Request, tenant: str = Depends(gate)) -> Response:
         """Continue one text or several. With `stream`, `text/event-stream` of `text_completion` objects."""
-        body, headers = await read_body(http, body_type, house)
-        request = completion_request(body, house.config.server.limits, house.plugins, tenant=tenant)
+        with counted(house):
+            body, headers = await read_body(http, body_type, house)
+            request = completion_request(body, house.config.server.limits, house.plugins, tenant=tenant)
         hosted, events = await begin(request, house)
         identity = Identity.fresh("cmpl", hosted.name, hosted.card)
         n, prompts, echoed = request.n, len(request.prompts), _echoed(request, hosted)

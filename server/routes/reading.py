@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel
@@ -27,24 +29,30 @@ STREAMED: Final[dict[int | str, dict[str, Any]]] = {200: {"content": {"text/even
 """What an operation answers besides JSON, where the body says `stream`."""
 
 
+@contextmanager
+def counted(house: House) -> Iterator[None]:
+    """Counts a refusal inside the block; `resolve` and `submit` count their own."""
+    try:
+        yield
+    except StropError as error:
+        house.metrics.refused(error.code)
+        raise
+
+
 async def read_body(http: Request, model: type[Body], house: House) -> tuple[Body, dict[str, str]]:
     """The validated body, and headers for the answer: the fields that were ignored, where the server is lenient."""
     raw = await http.body()
     lenient = house.config.server.compat == "lenient"
-    try:
-        _check_type(http.headers.get("content-type", ""))
-        if len(raw) < LARGE:
-            body, ignored = validate(model, decode(raw), lenient=lenient)
-        else:
-            body, ignored = await asyncio.to_thread(lambda: validate(model, decode(raw), lenient=lenient))
-    except StropError as error:
-        house.metrics.refused(error.code)
-        raise
+    _check_type(http.headers.get("content-type", ""))
+    if len(raw) < LARGE:
+        body, ignored = validate(model, decode(raw), lenient=lenient)
+    else:
+        body, ignored = await asyncio.to_thread(lambda: validate(model, decode(raw), lenient=lenient))
     return body, {IGNORED_HEADER: ", ".join(ignored)} if ignored else {}
 
 
 def documented(model: type[BaseModel]) -> dict[str, Any]:
-    """The body's part of an operation in /openapi.json; `app.document` adds the schema that it names."""
+    """The body's part of an operation in /openapi.json; `app.Api` adds the schema that it names."""
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 

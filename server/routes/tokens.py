@@ -12,7 +12,7 @@ from strop.errors import ContextTooLong, InvalidRequest
 from strop.server.auth import Gate
 from strop.server.house import Hosted, House
 from strop.server.plan import CHARS_PER_TOKEN
-from strop.server.routes.reading import documented, read_body
+from strop.server.routes.reading import counted, documented, read_body
 from strop.server.wire.failures import json_response
 from strop.server.wire.schemas import Detokenized, Tokenized
 from strop.server.wire.tokens import DetokenizeBody, TokenizeBody
@@ -24,8 +24,9 @@ def token_routes(house: House, gate: Gate) -> APIRouter:
     @router.post("/v1/tokenize", response_model=Tokenized, openapi_extra=documented(TokenizeBody))
     async def tokenize(http: Request) -> Response:
         """The token ids of a text or of a conversation."""
-        body, headers = await read_body(http, TokenizeBody, house)
-        body.check()
+        with counted(house):
+            body, headers = await read_body(http, TokenizeBody, house)
+            body.check()
         hosted = house.find(body.model)
         tokens = await asyncio.to_thread(_tokens, body, hosted)
         reply = {"tokens": tokens, "count": len(tokens), "max_model_len": hosted.card.context_length}
@@ -34,7 +35,8 @@ def token_routes(house: House, gate: Gate) -> APIRouter:
     @router.post("/v1/detokenize", response_model=Detokenized, openapi_extra=documented(DetokenizeBody))
     async def detokenize(http: Request) -> Response:
         """The text of token ids."""
-        body, headers = await read_body(http, DetokenizeBody, house)
+        with counted(house):
+            body, headers = await read_body(http, DetokenizeBody, house)
         hosted = house.find(body.model)
         last = hosted.card.vocabulary - 1
         if body.tokens and max(body.tokens) > last:

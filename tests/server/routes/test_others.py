@@ -144,6 +144,9 @@ async def test_metrics_count_what_happened() -> None:
     async with served() as s:
         await s.openai.chat.completions.create(model="stub", messages=HELLO, max_tokens=5)
         await s.post("/v1/chat/completions", {"model": "stub", "messages": HELLO, "wrong": 1})
+        await s.post("/v1/chat/completions", {"model": "stub", "messages": HELLO, "sampler": "nope"})
+        await s.post("/v1/completions", {"model": "stub", "prompt": "a", "suffix": "b"})
+        await s.post("/v1/tokenize", {"model": "stub"})
         reply = await s.http.get("/metrics")
         samples = {
             (sample.name, *sorted(sample.labels.values())): sample.value
@@ -151,5 +154,6 @@ async def test_metrics_count_what_happened() -> None:
             for sample in family.samples
         }
         assert samples["strop_generated_tokens_total", "stub"] == 5
-        assert samples["strop_refusals_total", "unknown_parameter"] == 1
+        refusals = {name[1]: value for name, value in samples.items() if name[0] == "strop_refusals_total"}
+        assert refusals == {"unknown_parameter": 1, "invalid_option": 1, "unsupported_parameter": 1, "invalid_value": 1}
         assert reply.headers["content-type"].startswith("text/plain")
