@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -64,6 +65,7 @@ class House:
         self.metrics = Metrics()
         self.draining = False
         self._opened = False
+        self._tenants: Counter[str] = Counter()
         self._hosted: dict[str, Hosted] = {}
         self._listing: list[Listed] = []
 
@@ -129,7 +131,8 @@ class House:
             engine.close()
             raise
         executor = ThreadExecutor(engine, observe=partial(self.metrics.observe, name), threads=model.threads)
-        scheduler = Scheduler(executor, limits=self.config.server.limits, metrics=self.metrics)
+        limits = self.config.server.limits
+        scheduler = Scheduler(executor, limits=limits, metrics=self.metrics, tenants=self._tenants)
         scheduler.start()
         for key, chosen in {name: own, **presets}.items():
             self._hosted[key] = Hosted(name=key, card=card, tokenizer=tokenizer, scheduler=scheduler, defaults=chosen)

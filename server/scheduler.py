@@ -31,14 +31,17 @@ class _Open:
 
 
 class Scheduler:
-    """Every method runs on the event loop. Plans that wait are bounded by rows, by prompt tokens and, per key, by number."""
+    """Every method runs on the event loop. Plans that wait are bounded by rows, by prompt tokens and, per key, by number.
 
-    def __init__(self, executor: Executor, *, limits: Limits, metrics: Metrics) -> None:
+    `tenants` counts the plans under way of each key; the schedulers of one house share it.
+    """
+
+    def __init__(self, executor: Executor, *, limits: Limits, metrics: Metrics, tenants: Counter[str]) -> None:
         self._executor = executor
         self._limits = limits
         self._metrics = metrics
         self._open: dict[PlanId, _Open] = {}
-        self._tenants: Counter[str] = Counter()
+        self._tenants = tenants
         self._rows = 0
         self._tokens = 0
         self._seconds_per_plan = 1.0

@@ -1,4 +1,4 @@
-"""Engines from their entry in the configuration. Slow: reads weights."""
+"""Engines from their entry in the configuration. Slow: reads weights and, on a new machine, builds kernels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from strop.config import ModelConfig
-from strop.contracts import ModelCard, Role
+from strop.contracts import Cost, ModelCard, Role, TextPlan
 from strop.errors import ModelLoadError
 from strop.kernels.paged_attention import PAGE
 from strop.server.engines.causal import CausalEngine, Pace
@@ -52,7 +52,17 @@ def causal(name: str, model: ModelConfig, *, cache: Path, network: bool) -> tupl
         roles=tuple(networks),
         capabilities=_capabilities(tokenizer),
     )
-    return CausalEngine(card, networks, tokenizer, pace=pace), tokenizer
+    engine = CausalEngine(card, networks, tokenizer, pace=pace)
+    _warm_up(engine)
+    return engine, tokenizer
+
+
+def _warm_up(engine: CausalEngine) -> None:
+    """Run two tokens, so that building kernels and first touches of memory are over before the first request."""
+    plan = TextPlan(id="warm-up", model="", seed=0, cost=Cost(rows=1, start=1, tokens=3), prompt=(0,), max_tokens=2)
+    engine.admit(plan)
+    while engine.capacity().running_rows:
+        engine.step()
 
 
 def _check_roles(name: str, networks: Mapping[Role, Network]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -78,12 +79,13 @@ def plan(name: str, *, n: int = 1, prompt: int = 4, max_tokens: int = 3, tenant:
 class Bench:
     """A scheduler, its engine, and metrics, ready to be driven."""
 
-    def __init__(self, engine: StubEngine | None = None, **limits: int) -> None:
+    def __init__(self, engine: StubEngine | None = None, *, tenants: Counter[str] | None = None, **limits: int) -> None:
         self.engine = engine or StubEngine(stub_card(), rows=ROWS, tokens=TOKENS)
         self.executor = HandExecutor(self.engine)
         self.metrics = Metrics()
         caps = {"max_queue": QUEUE, "max_queue_tokens": TOKENS, "in_flight": IN_FLIGHT, **limits}
-        self.scheduler = Scheduler(self.executor, limits=Limits(**caps), metrics=self.metrics)
+        held = Counter() if tenants is None else tenants
+        self.scheduler = Scheduler(self.executor, limits=Limits(**caps), metrics=self.metrics, tenants=held)
         self.scheduler.start()
 
     def submit(self, *plans: Plan) -> list[Stream]:
@@ -208,6 +210,16 @@ async def test_one_key_is_limited_and_others_are_not() -> None:
     bench.submit(plan("b", tenant="bob"), plan("c"))
     bench.executor.finish()
     bench.submit(plan("a9", tenant="alice"))
+
+
+async def test_a_key_s_limit_holds_over_all_models_of_a_house() -> None:
+    shared: Counter[str] = Counter()
+    one, other = Bench(tenants=shared), Bench(tenants=shared)
+    one.submit(*[plan(f"a{i}", tenant="alice") for i in range(IN_FLIGHT)])
+    with pytest.raises(RateLimited):
+        other.submit(plan("a9", tenant="alice"))
+    one.executor.finish()
+    other.submit(plan("a9", tenant="alice"))
 
 
 @pytest.mark.parametrize("asked", [plan("a", n=ROWS + 1, max_tokens=1), plan("a", max_tokens=TOKENS)])

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from strop.errors import ModelLoadError
 from strop.kernels import paged_attention
@@ -156,6 +157,7 @@ def load(folder: Path, *, dtype: torch.dtype, kv_bytes: int, max_tokens: int) ->
     `max_tokens` is the most tokens a forward will see. What an architecture does is not guessed from its name: its own eager
     attention and ours must give the same logits on a probe before the network is accepted.
     """
+    transformers_logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         _check(config)
