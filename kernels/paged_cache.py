@@ -94,8 +94,8 @@ def write_cpu_supports(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, s
 
 def rows_are_dense(x: Tensor) -> bool:
     """Whether each x[t] of [T, heads, D] is contiguous, whatever lies between the rows."""
-    _, heads, dim = x.stride()
-    return dim == 1 and heads == x.shape[2]
+    _, across_heads, across_dim = x.stride()
+    return across_dim == 1 and (across_heads == x.shape[2] or x.shape[1] == 1)
 
 
 def _bad_slots(k_cache: Tensor, slots: Tensor) -> KernelError:

@@ -10,7 +10,7 @@ from scene import same_bits
 
 from strop.errors import KernelError
 from strop.kernels import build
-from strop.kernels.paged_cache import PAGE, WRITE, allocate, gather, write
+from strop.kernels.paged_cache import PAGE, WRITE, allocate, gather, rows_are_dense, write
 from strop.kernels.registry import trace, use
 
 MISSING = build.load("paged_cache").missing
@@ -78,6 +78,13 @@ def test_what_the_cpu_path_cannot_take_goes_to_the_reference() -> None:
         write(rows, rows, *caches, torch.tensor([0, 1, 2], dtype=torch.int32))
     assert ran == {"paged_write": "reference"}
     assert same_bits(gather(*caches, torch.arange(1))[0][:3], rows)
+
+
+def test_rows_are_dense_whatever_stride_a_single_head_claims() -> None:
+    assert rows_are_dense(torch.zeros(1, 5, 16).transpose(0, 1))
+    assert rows_are_dense(torch.zeros(5, 3, 2, 16)[:, 1])
+    assert not rows_are_dense(torch.zeros(2, 5, 16).transpose(0, 1))
+    assert not rows_are_dense(torch.zeros(5, 2, 32)[:, :, ::2])
 
 
 def test_the_custom_op_keeps_its_promises() -> None:
