@@ -59,6 +59,40 @@ def test_the_face_loads_no_torch(module: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
+BASE_INSTALL = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {absent!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from strop import cli
+cli.main({arguments!r})
+"""
+EXTRA = ("torch", "transformers", "numpy", "fastapi", "starlette", "uvicorn", "uvloop", "httptools", "orjson", "msgpack")
+
+
+def without_extras(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line as it is where only the base dependencies are installed."""
+    code = BASE_INSTALL.format(absent=EXTRA, arguments=list(arguments))
+    return subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plugins"], ["serve", "--demo", "--print-config"], ["doctor"]])
+def test_the_base_install_is_enough_for(arguments: list[str]) -> None:
+    done = without_extras(*arguments)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["serve", "--demo"], ["bench", "serve"]])
+def test_the_base_install_says_what_else_is_needed_for(arguments: list[str]) -> None:
+    done = without_extras(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert "pip install 'strop[serve]'" in done.stderr
+
+
 def test_plugins_can_be_built_without_torch() -> None:
     code = "import sys; from strop.samplers.tokens import Tokens; Tokens(top_k=5); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, check=True)

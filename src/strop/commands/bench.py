@@ -9,6 +9,7 @@ from typing import Annotated, TypeAlias
 import typer
 from rich.console import Console
 
+from strop.commands.extras import needs
 from strop.errors import ConfigError
 from strop.report import Report
 
@@ -28,7 +29,8 @@ def serve(
     json: Json = None,
 ) -> None:
     """Measure our server over HTTP and our engine in process beside transformers' static batch."""
-    from strop.server.bench.serve import Settings, run
+    with needs("serve"):
+        from strop.server.bench.serve import Settings, run
 
     settings = Settings(
         source=source,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
@@ -50,11 +49,11 @@ def _machine() -> Iterator[Finding]:
 
 
 def _torch() -> Iterator[Finding]:
-    if not importlib.util.find_spec("torch"):
-        yield "torch", "not installed: pip install 'strop[serve]' to serve models from this machine"
+    try:
+        import torch
+    except ImportError as error:
+        yield "torch", f"{error}: pip install 'strop[serve]' to serve models from this machine"
         return
-    import torch
-
     yield "threads", str(torch.get_num_threads())
     fast = {"avx512_bf16", "amx_bf16", "bf16"} & set(machine().features)
     yield "dtype on this CPU", "bfloat16" if fast else "float32: this processor would emulate bfloat16"
@@ -67,10 +66,11 @@ def _torch() -> Iterator[Finding]:
 
 
 def _kernels() -> Iterator[Finding]:
-    if not importlib.util.find_spec("torch"):
+    try:
+        from strop.kernels.registry import explain, ops
+    except ImportError as error:
+        yield "none", str(error)
         return
-    from strop.kernels.registry import explain, ops
-
     for op in ops():
         choice = explain(op)
         yield op.name, f"{choice.path} ({choice.reason})"

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from strop.commands.extras import needs
 from strop.config import Config, demo_document, leaves, load, single_document
 from strop.errors import ConfigError
 from strop.plugins import Plugins
@@ -67,11 +68,9 @@ def check_exposure(config: Config) -> None:
 def host_models(config: Config, plugins: Plugins | None = None) -> None:
     """Load the models, tell how to reach them, and serve until a signal comes."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when transformers is imported; ours is shown instead
-    try:
+    with needs("serve"):
         from strop.server.house import House
         from strop.server.run import run
-    except ImportError as error:
-        raise ConfigError(f"serving needs more packages ({error}): pip install 'strop[serve]'") from error
     with Console(stderr=True).status(f"loading {', '.join(config.models)}") as status:
 
         def ready(url: str) -> None:
