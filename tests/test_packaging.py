@@ -80,10 +80,14 @@ def without_extras(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["plugins"], ["serve", "--demo", "--print-config"], ["doctor"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["plugins"], ["serve", "--demo", "--print-config"]])
 def test_the_base_install_is_enough_for(arguments: list[str]) -> None:
     done = without_extras(*arguments)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_doctor_of_a_base_install_says_what_to_install() -> None:
+    assert "pip install 'strop[serve]'" in without_extras("doctor").stdout
 
 
 @pytest.mark.parametrize("arguments", [["serve", "--demo"], ["bench", "serve"]])

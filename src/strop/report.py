@@ -14,6 +14,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from strop.errors import ConfigError
 
@@ -73,7 +74,7 @@ class Report:
         for name in self.rows[0] if self.rows else ():
             table.add_column(name, justify="right" if _is_number(self.rows[0][name]) else "left", overflow="fold")
         for row in self.rows:
-            table.add_row(*(_cell(value) for value in row.values()))
+            table.add_row(*(Text(_cell(value)) for value in row.values()))
         console.print(table)
         for note in self.notes:
             console.print(note, markup=False, highlight=False)

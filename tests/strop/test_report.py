@@ -18,7 +18,7 @@ def a_report() -> Report:
     return Report(
         title="figures",
         settings={"rounds": 3},
-        rows=[{"name": "one", "speed": 12.3456, "big": 12345.6}, {"name": "two", "speed": None, "big": 7}],
+        rows=[{"name": "one", "speed": 12.3456, "big": 12345.6}, {"name": "two [b]", "speed": None, "big": 7}],
         notes=("a [note] as it is",),
         versions={"strop": "0.1.0"},
         machine=Machine(system="Linux 6", processor="Fast 9000", cores=2, features=("avx2",), memory_gb=8.0),
@@ -29,7 +29,7 @@ def test_show_prints_figures_notes_and_machine() -> None:
     out = io.StringIO()
     a_report().show(Console(file=out, width=100))
     text = out.getvalue()
-    for piece in ("figures", "12.3", "12346", "-", "a [note] as it is", "Fast 9000, 2 cores", "strop 0.1.0"):
+    for piece in ("figures", "12.3", "12346", "-", "two [b]", "a [note] as it is", "Fast 9000, 2 cores", "strop 0.1.0"):
         assert piece in text
 
 

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from strop.config import default_cache
 from strop.report import machine, versions
@@ -23,17 +24,18 @@ COMPILERS = ("g++", "c++", "clang++")
 def doctor() -> None:
     """Tell what is installed, what the CPU and GPU offer, and which kernels run."""
     console = Console()
-    sections = {
-        "Packages": list(versions().items()),
-        "Machine": list(_machine()),
-        "Torch": list(_torch()),
-        "Kernels": list(_kernels()),
-        "Models": list(_models()),
-    }
+    with Console(stderr=True).status("looking around; kernels that were never built are built now"):
+        sections = {
+            "Packages": list(versions().items()),
+            "Machine": list(_machine()),
+            "Torch": list(_torch()),
+            "Kernels": list(_kernels()),
+            "Models": list(_models()),
+        }
     for title, findings in sections.items():
         table = Table(title=title, title_justify="left", show_header=False)
         for name, finding in findings:
-            table.add_row(name, finding)
+            table.add_row(name, Text(finding))
         console.print(table)
 
 
@@ -51,12 +53,13 @@ def _machine() -> Iterator[Finding]:
 def _torch() -> Iterator[Finding]:
     try:
         import torch
+
+        from strop.server.models.hardware import dtype_of
     except ImportError as error:
         yield "torch", f"{error}: pip install 'strop[serve]' to serve models from this machine"
         return
     yield "threads", str(torch.get_num_threads())
-    fast = {"avx512_bf16", "amx_bf16", "bf16"} & set(machine().features)
-    yield "dtype on this CPU", "bfloat16" if fast else "float32: this processor would emulate bfloat16"
+    yield "dtype auto", str(dtype_of("auto")).removeprefix("torch.")
     if not torch.cuda.is_available():
         yield "gpu", "none that this torch build can use"
         return

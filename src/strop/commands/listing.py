@@ -6,6 +6,7 @@ import os
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from strop.commands.connection import ApiKey, Url, connect
 
@@ -17,7 +18,7 @@ def models(url: Url = None, api_key: ApiKey = None) -> None:
     columns = [key for key in entries[0] if key not in ("object", "created")] if entries else ["id"]
     table = Table(*columns)
     for entry in entries:
-        table.add_row(*(str(entry.get(column, "")) for column in columns))
+        table.add_row(*(Text(str(entry.get(column, ""))) for column in columns))
     Console().print(table)
 
 
@@ -27,6 +28,6 @@ def plugins() -> None:
 
     table = Table("kind", "name", "from", "state")
     for entry in Plugins.discover(os.environ).listing():
-        state = f"[red]{entry.error}[/red]" if entry.error else "[green]ok[/green]"
+        state = Text(entry.error, style="red") if entry.error else Text("ok", style="green")
         table.add_row(entry.group, entry.name, f"{entry.distribution} {entry.version}", state)
     Console().print(table)

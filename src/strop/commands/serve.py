@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from strop.commands.extras import needs
 from strop.config import Config, demo_document, leaves, load, single_document
@@ -102,7 +103,7 @@ def _show(config: Config, origins: Mapping[str, str]) -> None:
     table = Table("value", "is", "from", box=None)
     for path, value in leaves(config).items():
         told = f"{len(value)} set" if path == "server.keys" else str(value)
-        table.add_row(path, told, origins[path])
+        table.add_row(path, Text(told), Text(origins[path]))
     Console(soft_wrap=True).print(table)
 
 
