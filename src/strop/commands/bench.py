@@ -46,10 +46,6 @@ def serve(
     _tell(report, json)
 
 
-def kernels(json: Json = None) -> None:
-    """Measure every kernel beside its reference."""
-
-
 def _tell(report: Report, file: Path | None) -> None:
     console = Console()
     report.show(console if console.is_terminal else Console(width=WIDE))
