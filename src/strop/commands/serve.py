@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import logging
 import os
 from collections.abc import Mapping
@@ -84,9 +85,8 @@ def host_models(config: Config, plugins: Plugins | None = None) -> None:
 def welcome(url: str, config: Config) -> str:
     """The address, and one command line that works."""
     key = ' -H "Authorization: Bearer $STROP_API_KEY"' if config.server.keys else ""
-    body = (
-        f'{{"model": "{next(iter(config.models), "")}", "messages": [{{"role": "user", "content": "Why is the sky blue?"}}]}}'
-    )
+    question = {"role": "user", "content": "Why is the sky blue?"}
+    body = json.dumps({"model": next(iter(config.models), ""), "messages": [question]})
     curl = f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"
     return f"strop is ready at {url}/v1\n{curl}"
 
