@@ -5,15 +5,6 @@
 
 #include "noise.h"
 
-// The first `count` of `width` elements at p, the rest `filler`; count may be <= 0 or >= width.
-template <class T> Floats load_part(const T *p, int64_t count, float filler) {
-    if (count >= width) return load(p);
-    if (count <= 0) return all(filler);
-    T part[width] = {};
-    for (int64_t i = 0; i < count; ++i) part[i] = p[i];
-    return select((1u << count) - 1, load(part), all(filler));
-}
-
 // x * scale
 template <class T> struct TemperedRow {
     const T *x;

@@ -39,7 +39,19 @@ inline Floats load(const Float16 *p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
 }
 inline Ints load(const uint32_t *p) { return _mm512_loadu_si512(p); }
+// The upper halves are the nearest bfloat16, ties to even; NaN stays NaN.
+inline Ints round_to_bfloat16(Floats x) {
+    const Ints bits = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), all(1));
+    const Ints rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, all(0x7FFF)));
+    return _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), bits, all(0x400000));
+}
 inline void store(float *p, Floats x) { _mm512_storeu_ps(p, x); }
+inline void store(BFloat16 *p, Floats x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(round_to_bfloat16(x), 16)));
+}
+inline void store(Float16 *p, Floats x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
 inline void store(uint32_t *p, Ints x) { _mm512_storeu_si512(p, x); }
 
 inline Floats maximum(Floats a, Floats b) { return _mm512_max_ps(a, b); }
@@ -85,6 +97,10 @@ struct Doubles {
         low = _mm512_add_pd(low, _mm512_cvtps_pd(_mm512_castps512_ps256(x)));
         high = _mm512_add_pd(high, _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1)));
     }
+    void add_product(Floats a, Floats b) {  // exact before it is added
+        low = _mm512_fmadd_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(a)), _mm512_cvtps_pd(_mm512_castps512_ps256(b)), low);
+        high = _mm512_fmadd_pd(_mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(b, 1)), high);
+    }
     double sum() const { return _mm512_reduce_add_pd(_mm512_add_pd(low, high)); }
 };
 
@@ -104,7 +120,23 @@ inline Floats load(const BFloat16 *p) {
 }
 inline Floats load(const Float16 *p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))); }
 inline Ints load(const uint32_t *p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }
+// The upper halves are the nearest bfloat16, ties to even; NaN stays NaN.
+inline Ints round_to_bfloat16(Floats x) {
+    const Ints bits = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), all(1));
+    const Ints rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, all(0x7FFF)));
+    const Ints nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    return _mm256_blendv_epi8(rounded, _mm256_or_si256(bits, all(0x400000)), nan);
+}
 inline void store(float *p, Floats x) { _mm256_storeu_ps(p, x); }
+inline void store(BFloat16 *p, Floats x) {
+    const Ints halves = _mm256_srli_epi32(round_to_bfloat16(x), 16);
+    const Ints packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(halves, halves), 0b1000);
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm256_castsi256_si128(packed));
+}
+inline void store(Float16 *p, Floats x) {
+    const __m128i halves = _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(p), halves);
+}
 inline void store(uint32_t *p, Ints x) { _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), x); }
 
 inline Floats maximum(Floats a, Floats b) { return _mm256_max_ps(a, b); }
@@ -158,6 +190,10 @@ struct Doubles {
         low = _mm256_add_pd(low, _mm256_cvtps_pd(_mm256_castps256_ps128(x)));
         high = _mm256_add_pd(high, _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)));
     }
+    void add_product(Floats a, Floats b) {  // exact before it is added
+        low = _mm256_fmadd_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(a)), _mm256_cvtps_pd(_mm256_castps256_ps128(b)), low);
+        high = _mm256_fmadd_pd(_mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)), _mm256_cvtps_pd(_mm256_extractf128_ps(b, 1)), high);
+    }
     double sum() const {
         alignas(32) double lanes[4];
         _mm256_store_pd(lanes, _mm256_add_pd(low, high));
@@ -166,3 +202,20 @@ struct Doubles {
 };
 
 #endif
+
+// The first `count` of `width` elements at p, the rest `filler`; count may be <= 0 or >= width.
+template <class T> Floats load_part(const T *p, int64_t count, float filler) {
+    if (count >= width) return load(p);
+    if (count <= 0) return all(filler);
+    T part[width] = {};
+    for (int64_t i = 0; i < count; ++i) part[i] = p[i];
+    return select((1u << count) - 1, load(part), all(filler));
+}
+
+// Stores the first `count` of `width` elements.
+template <class T> void store_part(T *p, Floats x, int64_t count) {
+    if (count >= width) return store(p, x);
+    T part[width];
+    store(part, x);
+    for (int64_t i = 0; i < count; ++i) p[i] = part[i];
+}
