@@ -100,8 +100,8 @@ def _fake(
     *_: Tensor | int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows, width = hidden.shape[0], 0 if ids is None else ids.shape[1]
-    numbers = hidden.new_empty(rows, 8, dtype=torch.float32)
-    return numbers, hidden.new_empty(rows, 2, dtype=torch.int64), hidden.new_empty(rows, width, dtype=torch.float32)
+    numbers = hidden.new_empty(8, rows, dtype=torch.float32)
+    return numbers, hidden.new_empty(2, rows, dtype=torch.int64), hidden.new_empty(rows, width, dtype=torch.float32)
 
 
 def _example() -> Arguments:

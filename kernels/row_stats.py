@@ -94,8 +94,8 @@ def check_asked(
 def collect(found: Numbers, ids: Tensor | None) -> RowStats:
     """What an op returned, by name."""
     numbers, picks, logprobs = found
-    *first, winner_logprob = numbers.unbind(1)
-    argmax, winner = picks.unbind(1)
+    *first, winner_logprob = numbers.unbind()
+    argmax, winner = picks.unbind()
     shaped = logprobs if ids is None else logprobs.view(ids.shape)
     return RowStats(*first, argmax, shaped, winner, winner_logprob)
 
@@ -108,7 +108,7 @@ def reference(
     positions: Tensor | None,
     draw_temperature: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The definition: numbers [B, 8], argmax and winner [B, 2], log-probabilities [B, K]."""
+    """The definition: numbers [8, B], argmax and winner [2, B], log-probabilities [B, K]."""
     x = logits.float()
     z = x if temperature is None else x * (1.0 / temperature)[:, None]
     top, argmax = z.max(1)
@@ -128,11 +128,11 @@ def reference(
     confidence = (-log_sum).exp()
     margin = confidence * -torch.expm1((second - top).double())
     columns = [top, second, lse, entropy.clamp(min=0.0), certainty, confidence, margin, chosen - lse]
-    numbers = torch.stack(columns, dim=1).float()
+    numbers = torch.stack(columns).float()
     logprobs = z.new_empty(len(z), 0) if ids is None else _picked(z, ids) - lse[:, None]
-    valid = torch.isfinite(top)[:, None]
-    picks = torch.where(valid, torch.stack([argmax, winner], dim=1), -1)
-    return torch.where(valid, numbers, math.nan), picks, torch.where(valid, logprobs.float(), math.nan)
+    valid = torch.isfinite(top)
+    picks = torch.where(valid, torch.stack([argmax, winner]), -1)
+    return torch.where(valid, numbers, math.nan), picks, torch.where(valid[:, None], logprobs.float(), math.nan)
 
 
 def _winner(x: Tensor, temperature: Tensor | None, seeds: Tensor, positions: Tensor) -> Tensor:
@@ -174,7 +174,7 @@ class Fold:
         draw_temperature: Tensor | None,
     ) -> None:
         width = 0 if ids is None else ids.shape[1]
-        self.found = torch.empty(rows, 8), torch.empty(rows, 2, dtype=torch.int64), torch.empty(rows, width)
+        self.found = torch.empty(8, rows), torch.empty(2, rows, dtype=torch.int64), torch.empty(rows, width)
         self._states = torch.empty(rows, _STATE_BYTES, dtype=torch.uint8)
         self._asked = (temperature, None if ids is None else ids.contiguous(), seeds, positions, draw_temperature)
         self._offset = 0
@@ -198,8 +198,8 @@ def _c_function() -> Any:
 
 def _fake(logits: Tensor, temperature: Tensor | None, ids: Tensor | None, *_: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     rows, width = logits.shape[0], 0 if ids is None else ids.shape[1]
-    numbers = logits.new_empty(rows, 8, dtype=torch.float32)
-    picks = logits.new_empty(rows, 2, dtype=torch.int64)
+    numbers = logits.new_empty(8, rows, dtype=torch.float32)
+    picks = logits.new_empty(2, rows, dtype=torch.int64)
     return numbers, picks, logits.new_empty(rows, width, dtype=torch.float32)
 
 

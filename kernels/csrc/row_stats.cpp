@@ -25,8 +25,9 @@ struct State {
 static_assert(sizeof(State) == 80, "row_stats.py allocates states of this size");
 
 struct Outputs {
-    float *numbers;   // [B, 8]: max, second, lse, entropy, self-certainty, confidence, margin, log-probability of the winner
-    int64_t *picks;   // [B, 2]: argmax, winner
+    int64_t rows;
+    float *numbers;   // [8, B]: max, second, lse, entropy, self-certainty, confidence, margin, log-probability of the winner
+    int64_t *picks;   // [2, B]: argmax, winner
     float *logprobs;  // [B, K], of the ids
 };
 
@@ -159,9 +160,9 @@ void finish(const State &state, int64_t b, int64_t ids, const Outputs &out) {
     const double margin = -std::expm1(state.second - state.top) / state.sum;
     const double winner = state.winner.index < 0 ? missing : state.winner_z - lse;
     const double numbers[8] = {state.top, state.second, lse, entropy, certainty, 1 / state.sum, margin, winner};
-    for (int j = 0; j < 8; ++j) out.numbers[b * 8 + j] = static_cast<float>(valid ? numbers[j] : missing);
-    out.picks[b * 2] = valid ? state.argmax : -1;
-    out.picks[b * 2 + 1] = valid ? state.winner.index : -1;
+    for (int j = 0; j < 8; ++j) out.numbers[j * out.rows + b] = static_cast<float>(valid ? numbers[j] : missing);
+    out.picks[b] = valid ? state.argmax : -1;
+    out.picks[out.rows + b] = valid ? state.winner.index : -1;
     for (int64_t k = b * ids; k < (b + 1) * ids; ++k)
         out.logprobs[k] = static_cast<float>(valid ? out.logprobs[k] - lse : missing);
 }
@@ -176,7 +177,7 @@ extern "C" void row_stats(const void *logits, int dtype, int64_t rows, int64_t s
                           const float *temperature, const int64_t *ids, int64_t ids_per_row, const int64_t *seeds,
                           const int64_t *positions, const float *draw_temperature, void *states, float *numbers,
                           int64_t *picks, float *logprobs, int threads) {
-    const Outputs out{numbers, picks, logprobs};
+    const Outputs out{rows, numbers, picks, logprobs};
     with_dtype(dtype, [&](auto zero) {
         using T = decltype(zero);
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows * size >= serial_below)
