@@ -18,6 +18,7 @@ def build() -> typer.Typer:
     """The command tree."""
     benches = typer.Typer(no_args_is_help=True, help="Measure against named baselines, side by side.")
     benches.command("serve")(bench.serve)
+    benches.command("kernels")(bench.kernels)
     app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Serve models and talk to them.")
     app.command("serve")(serve.serve)
     app.command("chat")(chat.chat)

@@ -46,6 +46,33 @@ def serve(
     _tell(report, json)
 
 
+def kernels(
+    vocabularies: Annotated[str, typer.Option(help="Lengths of a row of logits.")] = "32000,49152,128000,152064",
+    rows: Annotated[str, typer.Option(help="Rows at once.")] = "1,8,64,256",
+    dtypes: Annotated[str, typer.Option(help="Of float32 and bfloat16.")] = "float32,bfloat16",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each case.")] = 9,
+    decoded: Annotated[int, typer.Option(min=0, help="Rows of the decode step; 0 leaves it out.")] = 64,
+    scored: Annotated[int, typer.Option(min=0, help="Rows of the LM head; 0 leaves it out.")] = 4096,
+    compiled: Annotated[bool, typer.Option(help="torch.compile takes part; it is slow to start.")] = True,
+    json: Json = None,
+) -> None:
+    """Measure the kernels beside eager torch, torch.compile and a read of the same bytes."""
+    with needs("serve"):
+        from strop.kernels.bench import Settings, run
+    settings = Settings(
+        vocabularies=_numbers("vocabularies", vocabularies),
+        rows=_numbers("rows", rows),
+        dtypes=tuple(dtypes.split(",")),
+        rounds=rounds,
+        decoded=decoded,
+        scored=scored,
+        compiled=compiled,
+    )
+    with Console(stderr=True).status("starting") as status:
+        report = run(settings, status.update)
+    _tell(report, json)
+
+
 def _tell(report: Report, file: Path | None) -> None:
     console = Console()
     report.show(console if console.is_terminal else Console(width=WIDE))

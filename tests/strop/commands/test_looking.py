@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,17 @@ def test_plugins_lists_our_own() -> None:
 def test_a_bench_that_cannot_be_run(arguments: list[str]) -> None:
     result = CliRunner().invoke(cli.build(), ["bench", "serve", *arguments])
     assert isinstance(result.exception, ConfigError)
+
+
+def test_a_bench_prints_a_table_and_writes_its_figures(tmp_path: Path) -> None:
+    small = ["--vocabularies", "64", "--rows", "1", "--dtypes", "float32", "--rounds", "1", "--decoded", "0", "--scored", "0"]
+    file = tmp_path / "figures.json"
+    command = [sys.executable, "-P", "-m", "strop", "bench", "kernels", *small, "--no-compiled", "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    assert "strop bench kernels" in done.stdout
+    written = json.loads(file.read_text())
+    assert written["settings"]["vocabularies"] == [64]
+    assert written["rows"] and written["versions"]["torch"]
 
 
 def test_the_command_runs_as_a_module_and_without_arguments_helps() -> None:
