@@ -50,7 +50,8 @@ extern "C" void moments(const void *cond, const void *uncond, const void *moment
     std::vector<Sums> partial(rows * blocks);
     with_dtype(dtype, [&](auto zero) {
         using T = decltype(zero);
-        const auto *c = static_cast<const T *>(cond), *u = static_cast<const T *>(uncond), *m = static_cast<const T *>(momentum);
+        const T *c = static_cast<const T *>(cond), *u = static_cast<const T *>(uncond);
+        const T *m = static_cast<const T *>(momentum);
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows * blocks > 1)
         for (int64_t item = 0; item < rows * blocks; ++item) {
             const int64_t start = item % blocks * block, at = item / blocks * size + start;

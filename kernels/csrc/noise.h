@@ -89,7 +89,8 @@ void race(const Row &row, int64_t begin, int64_t end, int64_t offset, float floo
         noise_tile(key, static_cast<uint32_t>((offset + start) / tile), bits);
         for (int v = 0; v < tile / width; ++v) {
             const Floats bound = z[v] + noise_bound(load(bits + v * width));
-            uint32_t left = at_least(bound, all(winner.score)) & at_least(z[v], all(floor)) & greater(z[v], all(minus_infinity));
+            uint32_t left = at_least(bound, all(winner.score)) & at_least(z[v], all(floor));
+            left &= greater(z[v], all(minus_infinity));
             if (!left) continue;
             alignas(64) float values[width];
             store(values, z[v]);

@@ -24,6 +24,15 @@ struct State {
 };
 static_assert(sizeof(State) == 80, "row_stats.py allocates states of this size");
 
+// What is asked of each row; null pointers stand for what is not.
+struct Asked {
+    const float *temperature;
+    const int64_t *ids;
+    int64_t ids_per_row;
+    const int64_t *seeds, *positions;
+    const float *draw_temperature;
+};
+
 struct Outputs {
     int64_t rows;
     float *numbers;   // [8, B]: max, second, lse, entropy, self-certainty, confidence, margin, log-probability of the winner
@@ -31,19 +40,12 @@ struct Outputs {
     float *logprobs;  // [B, K], of the ids
 };
 
-// 2^f for f in [-1/2, 1/2], minimax to 2e-9: below float32's rounding.
-inline Floats exp2_fraction(Floats f) {
-    Floats p = all(0.000153458124f);
-    for (const float c : {0.00133999309f, 0.00961848907f, 0.0555032864f, 0.240226462f, 0.693147182f, 1.0f}) p = fma(p, f, all(c));
-    return p;
-}
-
-template <class T> void two_largest(const T *x, int64_t size, float scale, float &top, float &second) {
+void two_largest(const float *row, int64_t size, float &top, float &second) {
     Floats first[unroll], next[unroll];
     for (int u = 0; u < unroll; ++u) first[u] = next[u] = all(minus_infinity);
     for (int64_t i = 0; i < size; i += unroll * width)
         for (int u = 0; u < unroll; ++u) {
-            const Floats z = load(x + i + u * width) * all(scale);
+            const Floats z = load(row + i + u * width);
             next[u] = maximum(next[u], minimum(first[u], z));
             first[u] = maximum(first[u], z);
         }
@@ -61,9 +63,19 @@ template <class T> void two_largest(const T *x, int64_t size, float scale, float
     }
 }
 
+// Where the next block will come from: a loop that computes while memory idles has it fetched.
+struct Ahead {
+    const char *bytes;
+    int64_t element;  // bytes
+
+    void fetch(int64_t i, int64_t count) const {
+        for (int64_t byte = i * element; byte < (i + count) * element; byte += 64) _mm_prefetch(bytes + byte, _MM_HINT_T0);
+    }
+};
+
 // The sums over one block; `top` is its largest z. The exponent is clamped where exp would become a denormal number.
 // `masked` leaves entries at -inf out of the total and the count; without it they turn the total infinite.
-template <bool masked, class T> void sums(const T *x, int64_t size, float scale, float top, State &part) {
+template <bool masked> void sums(const float *row, int64_t size, float top, Ahead ahead, State &part) {
     Doubles sum, weighted, total;
     part.count = masked ? 0 : size;
     for (int64_t start = 0; start < size; start += stretch) {
@@ -71,19 +83,15 @@ template <bool masked, class T> void sums(const T *x, int64_t size, float scale,
         for (int u = 0; u < unroll; ++u) es[u] = weights[u] = belows[u] = all(0.0f);
         for (int64_t i = start; i < std::min(start + stretch, size); i += unroll * width) {
             for (int u = 0; u < unroll; ++u) {
-                const Floats z = load(x + i + u * width) * all(scale);
-                const Floats below = z - all(top), d = maximum(below, all(-87.0f));
-                const Floats t = d * all(1.44269504f), n = nearest(t);
-                const Floats e = times_power_of_two(exp2_fraction(t - n), n);
+                const Floats z = load(row + i + u * width), below = z - all(top), d = maximum(below, all(-87.0f));
+                const Floats e = exponential(d);
                 const uint32_t counted = masked ? differs(z, all(minus_infinity)) : ~0u;
                 es[u] = es[u] + e;
                 weights[u] = fma(e, d, weights[u]);
                 belows[u] = belows[u] + (masked ? select(counted, below, all(0.0f)) : below);
                 if (masked) part.count += __builtin_popcount(counted);
             }
-            // This loop computes while memory idles: let it fetch what the next block's first pass will wait for.
-            for (size_t byte = 0; byte < unroll * width * sizeof(T); byte += 64)
-                _mm_prefetch(reinterpret_cast<const char *>(x + i + block) + byte, _MM_HINT_T0);
+            ahead.fetch(i, unroll * width);
         }
         sum += (es[0] + es[1]) + (es[2] + es[3]);
         weighted += (weights[0] + weights[1]) + (weights[2] + weights[3]);
@@ -94,9 +102,9 @@ template <bool masked, class T> void sums(const T *x, int64_t size, float scale,
     part.total = total.sum();
 }
 
-template <class T> int64_t first_at(const T *x, int64_t size, float scale, float top) {
+int64_t first_at(const float *row, int64_t size, float top) {
     for (int64_t i = 0; i < size; i += width)
-        if (const uint32_t found = at_least(load(x + i) * all(scale), all(top))) return i + __builtin_ctz(found);
+        if (const uint32_t found = at_least(load(row + i), all(top))) return i + __builtin_ctz(found);
     return -1;
 }
 
@@ -112,18 +120,18 @@ void rebase(State &state, double top) {
 }
 
 // `size` is a multiple of `tile`; the block starts at vocabulary index `index`.
-template <class T> void fold_block(const T *x, int64_t size, float scale, int64_t index, State &state) {
+void fold_block(const float *row, int64_t size, int64_t index, Ahead ahead, State &state) {
     float top, second;
-    two_largest(x, size, scale, top, second);
+    two_largest(row, size, top, second);
     State part;
     const float from = top == minus_infinity ? 0.0f : top;
-    sums<false>(x, size, scale, from, part);
-    if (!std::isfinite(part.total)) sums<true>(x, size, scale, from, part);
+    sums<false>(row, size, from, ahead, part);
+    if (!std::isfinite(part.total)) sums<true>(row, size, from, ahead, part);
     if (top > minus_infinity) {
         part.top = top;
         state.second = std::max({state.second, double(second), std::min(state.top, part.top)});
         if (part.top > state.top) {
-            state.argmax = index + first_at(x, size, scale, top);
+            state.argmax = index + first_at(row, size, top);
             rebase(state, part.top);
         } else {
             rebase(part, state.top);
@@ -135,21 +143,25 @@ template <class T> void fold_block(const T *x, int64_t size, float scale, int64_
     state.total += part.total;  // NaN if the block holds one
 }
 
-template <class T> double value_at(const T *x, int64_t i, float scale) {
+template <class T> float value_at(const TemperedRow<T> &row, int64_t i) {
     alignas(64) float values[width];
-    store(values, load_part(x + i, 1, 0.0f) * all(scale));
+    store(values, row.z(i));
     return values[0];
 }
 
-template <class T> void fold_row(const T *x, int64_t size, float scale, int64_t offset, State &state) {
-    const int64_t whole = size / block * block, rest = size - whole;
-    for (int64_t i = 0; i < whole; i += block) fold_block(x + i, block, scale, offset + i, state);
-    if (!rest) return;
-    alignas(64) float last[block];
-    const int64_t padded = (rest + tile - 1) / tile * tile;
-    const TemperedRow<T> row{x + whole, rest, scale};
-    for (int64_t i = 0; i < padded; i += width) store(last + i, row.z(i));
-    fold_block(last, padded, 1.0f, offset + whole, state);
+// Float32 blocks at temperature 1 are folded where they lie, others from a tempered float32 copy.
+template <class T> void fold_row(const TemperedRow<T> &row, int64_t offset, State &state) {
+    for (int64_t i = 0; i < row.size; i += block) {
+        const Ahead ahead{reinterpret_cast<const char *>(row.x + i + block), sizeof(T)};
+        const int64_t left = std::min(block, row.size - i), padded = (left + tile - 1) / tile * tile;
+        if (std::is_same_v<T, float> && row.scale == 1.0f && left == padded) {
+            fold_block(reinterpret_cast<const float *>(row.x + i), left, offset + i, ahead, state);
+        } else {
+            alignas(64) float copy[block];
+            for (int64_t j = 0; j < padded; j += width) store(copy + j, row.z(i + j));
+            fold_block(copy, padded, offset + i, ahead, state);
+        }
+    }
 }
 
 void finish(const State &state, int64_t b, int64_t ids, const Outputs &out) {
@@ -169,38 +181,41 @@ void finish(const State &state, int64_t b, int64_t ids, const Outputs &out) {
 
 bool greedy(float temperature) { return temperature < 1e-5f; }  // as GREEDY_BELOW in sample.py
 
+template <class T> void draw(const TemperedRow<T> &row, const Asked &asked, int64_t b, int64_t offset, State &state) {
+    const int64_t before = state.winner.index;
+    if (asked.draw_temperature && greedy(asked.draw_temperature[b])) {
+        state.winner.index = state.argmax;
+    } else {
+        const float scale = asked.draw_temperature ? 1.0f / asked.draw_temperature[b] : row.scale;
+        const NoiseKey key{static_cast<uint64_t>(asked.seeds[b]), static_cast<uint64_t>(asked.positions[b])};
+        race(TemperedRow<T>{row.x, row.size, scale}, 0, row.size, offset, minus_infinity, key, state.winner);
+    }
+    if (state.winner.index != before) state.winner_z = value_at(row, state.winner.index - offset);
+}
+
 }  // namespace
 
 // Folds columns [offset, offset + size) of the vocabulary; offset, a multiple of `block`, is 0 in the first call and `last` is
-// set in the final one. Null pointers stand for what was not asked.
+// set in the final one.
 extern "C" void row_stats(const void *logits, int dtype, int64_t rows, int64_t size, int64_t stride, int64_t offset, int last,
                           const float *temperature, const int64_t *ids, int64_t ids_per_row, const int64_t *seeds,
                           const int64_t *positions, const float *draw_temperature, void *states, float *numbers,
                           int64_t *picks, float *logprobs, int threads) {
+    const Asked asked{temperature, ids, ids_per_row, seeds, positions, draw_temperature};
     const Outputs out{rows, numbers, picks, logprobs};
     with_dtype(dtype, [&](auto zero) {
         using T = decltype(zero);
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows * size >= serial_below)
         for (int64_t b = 0; b < rows; ++b) {
-            const T *x = static_cast<const T *>(logits) + b * stride;
             const float scale = temperature ? 1.0f / temperature[b] : 1.0f;
+            const TemperedRow<T> row{static_cast<const T *>(logits) + b * stride, size, scale};
             State &state = static_cast<State *>(states)[b];
             if (offset == 0) state = State();
-            fold_row(x, size, scale, offset, state);
-            if (seeds) {
-                const int64_t before = state.winner.index;
-                if (draw_temperature && greedy(draw_temperature[b])) {
-                    state.winner.index = state.argmax;
-                } else {
-                    const float draw_scale = draw_temperature ? 1.0f / draw_temperature[b] : scale;
-                    const NoiseKey key{static_cast<uint64_t>(seeds[b]), static_cast<uint64_t>(positions[b])};
-                    race(TemperedRow<T>{x, size, draw_scale}, 0, size, offset, minus_infinity, key, state.winner);
-                }
-                if (state.winner.index != before) state.winner_z = value_at(x, state.winner.index - offset, scale);
-            }
+            fold_row(row, offset, state);
+            if (seeds) draw(row, asked, b, offset, state);
             for (int64_t k = b * ids_per_row; k < (b + 1) * ids_per_row; ++k) {
                 if (offset == 0) logprobs[k] = std::nanf("");
-                if (ids[k] >= offset && ids[k] < offset + size) logprobs[k] = value_at(x, ids[k] - offset, scale);
+                if (ids[k] >= offset && ids[k] < offset + size) logprobs[k] = value_at(row, ids[k] - offset);
             }
             if (last) finish(state, b, ids_per_row, out);
         }

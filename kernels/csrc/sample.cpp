@@ -70,7 +70,8 @@ template <class Row> int64_t draw(const Row &row, const Settings &set, int64_t b
     }
 }
 
-template <class RowOf> void draw_rows(RowOf row_of, int64_t rows, int64_t size, const Settings &set, int64_t *ids, int threads) {
+template <class RowOf>
+void draw_rows(RowOf row_of, int64_t rows, int64_t size, const Settings &set, int64_t *ids, int threads) {
 #pragma omp parallel num_threads(threads) if (rows * size >= serial_below)
     {
         std::vector<float> scratch;
@@ -102,7 +103,8 @@ extern "C" void guided_sample(const void *strong, const void *weak, int dtype, i
     with_dtype(dtype, [&](auto zero) {
         using T = decltype(zero);
         const auto row_of = [&](int64_t b) {
-            const T *s = static_cast<const T *>(strong) + b * strong_stride, *w = static_cast<const T *>(weak) + b * weak_stride;
+            const T *s = static_cast<const T *>(strong) + b * strong_stride;
+            const T *w = static_cast<const T *>(weak) + b * weak_stride;
             float floor = minus_infinity;
             if (plausibility[b] > 0)
                 floor = top_of(TemperedRow<T>{s, size, 1.0f}) + static_cast<float>(exact_log(std::fmin(plausibility[b], 1.0f)));

@@ -3,6 +3,7 @@
 
 // GCC 12 takes the undefined pass-through operand inside its own AVX-512 intrinsics for a mistake of ours.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 
 #include <cstdint>
@@ -58,7 +59,6 @@ inline Floats maximum(Floats a, Floats b) { return _mm512_max_ps(a, b); }
 inline Floats minimum(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 inline Floats nearest(Floats x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-inline Floats times_power_of_two(Floats x, Floats n) { return _mm512_scalef_ps(x, n); }
 inline Ints to_ints(Floats x) { return _mm512_cvtps_epi32(x); }
 inline Floats to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
 inline Floats as_floats(Ints x) { return _mm512_castsi512_ps(x); }
@@ -89,6 +89,21 @@ inline int64_t sum(Ints x) {
     return _mm512_reduce_add_epi64(_mm512_add_epi64(low, high));
 }
 
+// exp(d) for -87 <= d <= 0, to 1e-7. Adding 1.5 * 2^18 rounds d log2 e to a multiple n of 1/32; 2^n is a power of two times a
+// table entry, which the lowest bits of the sum number, and the rest of the exponent is so small that a parabola does.
+inline Floats exponential(Floats d) {
+    alignas(64) static constexpr float table[32] = {
+        1.0f,        1.0218972f,  1.04427373f, 1.06714046f, 1.09050775f, 1.1143868f,  1.13878858f, 1.1637249f,
+        1.18920708f, 1.21524739f, 1.24185777f, 1.26905096f, 1.29683959f, 1.32523668f, 1.35425556f, 1.38390994f,
+        1.41421354f, 1.44518077f, 1.47682619f, 1.50916445f, 1.54221082f, 1.5759809f,  1.61049032f, 1.64575553f,
+        1.68179286f, 1.71861935f, 1.75625217f, 1.79470909f, 1.8340081f,  1.87416768f, 1.91520655f, 1.95714414f};
+    const Floats log2_e = all(1.44269504f), shifted = fma(d, log2_e, all(0x1.8p18f)), n = shifted - all(0x1.8p18f);
+    const Floats r = _mm512_fmsub_ps(d, log2_e, n);
+    const Floats entry = _mm512_permutex2var_ps(load(table), _mm512_castps_si512(shifted), load(table + 16));
+    const Floats p = fma(r, all(0.240226508f), all(0.69315733f)) * r;
+    return _mm512_scalef_ps(fma(entry, p, entry), n);
+}
+
 // Float64 sums over lanes.
 struct Doubles {
     __m512d low = _mm512_setzero_pd(), high = _mm512_setzero_pd();
@@ -98,8 +113,9 @@ struct Doubles {
         high = _mm512_add_pd(high, _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1)));
     }
     void add_product(Floats a, Floats b) {  // exact before it is added
+        const __m256 a_high = _mm512_extractf32x8_ps(a, 1), b_high = _mm512_extractf32x8_ps(b, 1);
         low = _mm512_fmadd_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(a)), _mm512_cvtps_pd(_mm512_castps512_ps256(b)), low);
-        high = _mm512_fmadd_pd(_mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(b, 1)), high);
+        high = _mm512_fmadd_pd(_mm512_cvtps_pd(a_high), _mm512_cvtps_pd(b_high), high);
     }
     double sum() const { return _mm512_reduce_add_pd(_mm512_add_pd(low, high)); }
 };
@@ -144,9 +160,6 @@ inline Floats minimum(Floats a, Floats b) { return _mm256_min_ps(a, b); }
 inline Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 inline Floats nearest(Floats x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline Ints to_ints(Floats x) { return _mm256_cvtps_epi32(x); }
-inline Floats times_power_of_two(Floats x, Floats n) {  // for results that are normal numbers
-    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(to_ints(n), 23)));
-}
 inline Floats to_floats(Ints x) { return _mm256_cvtepi32_ps(x); }
 inline Floats as_floats(Ints x) { return _mm256_castsi256_ps(x); }
 inline Ints as_ints(Floats x) { return _mm256_castps_si256(x); }
@@ -182,6 +195,15 @@ inline int64_t sum(Ints x) {
     return lanes[0] + lanes[1] + lanes[2] + lanes[3];
 }
 
+// exp(d) for -87 <= d <= 0, to 1e-7: 2^n times a minimax polynomial of the rest of the exponent.
+inline Floats exponential(Floats d) {
+    const Floats t = d * all(1.44269504f), n = nearest(t), f = t - n;
+    Floats p = all(0.000153458124f);
+    for (const float c : {0.00133999309f, 0.00961848907f, 0.0555032864f, 0.240226462f, 0.693147182f, 1.0f})
+        p = fma(p, f, all(c));
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(to_ints(n), 23)));
+}
+
 // Float64 sums over lanes.
 struct Doubles {
     __m256d low = _mm256_setzero_pd(), high = _mm256_setzero_pd();
@@ -191,8 +213,9 @@ struct Doubles {
         high = _mm256_add_pd(high, _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)));
     }
     void add_product(Floats a, Floats b) {  // exact before it is added
+        const __m128 a_high = _mm256_extractf128_ps(a, 1), b_high = _mm256_extractf128_ps(b, 1);
         low = _mm256_fmadd_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(a)), _mm256_cvtps_pd(_mm256_castps256_ps128(b)), low);
-        high = _mm256_fmadd_pd(_mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)), _mm256_cvtps_pd(_mm256_extractf128_ps(b, 1)), high);
+        high = _mm256_fmadd_pd(_mm256_cvtps_pd(a_high), _mm256_cvtps_pd(b_high), high);
     }
     double sum() const {
         alignas(32) double lanes[4];
