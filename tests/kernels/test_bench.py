@@ -13,7 +13,7 @@ from tolerances import assert_close
 
 from strop.errors import ConfigError
 from strop.kernels.bench import Settings, cases, measure, run
-from strop.kernels.bench_cases import all_statistics, confidence_and_entropy, logits_of, sort_and_draw
+from strop.kernels.bench_cases import all_statistics, confidence_and_entropy, logits_of, shared_exp, sort_and_draw
 from strop.kernels.row_stats import row_stats
 
 SMALL = Settings(vocabularies=(500,), rows=(3,), dtypes=("float32",), rounds=2, decoded=0, scored=8, compiled=False)
@@ -28,11 +28,12 @@ def _denormals() -> Any:
 def test_the_baselines_compute_what_ours_computes() -> None:
     x = logits_of(4, 700, torch.float32, "flat")
     ours = row_stats(x)
-    confidence, margin, entropy, lse, argmax = all_statistics(x)
-    assert torch.equal(argmax, ours.argmax)
-    for theirs, value in ((confidence, ours.confidence), (margin, ours.margin), (lse / 8, ours.lse / 8)):
-        assert_close(theirs, value)
-    assert_close(entropy / 4, ours.entropy / 4)
+    for formulation in (all_statistics, shared_exp):
+        confidence, margin, entropy, lse, argmax = formulation(x)
+        assert torch.equal(argmax, ours.argmax)
+        for theirs, value in ((confidence, ours.confidence), (margin, ours.margin), (lse / 8, ours.lse / 8)):
+            assert_close(theirs, value)
+        assert_close(entropy / 4, ours.entropy / 4)
     lean = confidence_and_entropy(x)
     assert_close(lean[0], ours.confidence)
     assert_close(lean[1] / 4, ours.entropy / 4)
