@@ -5,7 +5,9 @@ Contenders take turns round by round, so that drift of the machine meets all of 
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -48,13 +50,20 @@ class Settings:
 
 
 async def run(settings: Settings, progress: Callable[[str], None]) -> Report:
-    """Measure what the settings name. `progress` hears in words what is going on."""
+    """Measure what the settings name. `progress` hears in words what is going on. SIGTERM ends the contenders, too."""
+    _cancel_on_sigterm()
     with tempfile.TemporaryDirectory(prefix="strop-bench-") as folder:
         path = Path(folder) / "config.json"
         path.write_text(_config(settings).model_dump_json(exclude_defaults=True))
         makers = contenders(MODEL, path)
         rows = await measure({name: makers[name]() for name in settings.names}, settings, progress)
     return Report(title="strop bench serve", settings=asdict(settings), rows=rows, notes=NOTES)
+
+
+def _cancel_on_sigterm() -> None:
+    task = asyncio.current_task()
+    if task is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
 def _config(settings: Settings) -> Config:

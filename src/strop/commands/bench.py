@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -13,6 +14,7 @@ from strop.commands.extras import needs
 from strop.errors import ConfigError
 from strop.report import Report
 
+TERMINATED = 128 + signal.SIGTERM
 WIDE = 160
 """Columns of a table that goes to a file or a pipe."""
 Json: TypeAlias = Annotated[Path | None, typer.Option("--json", help="Write figures, settings, versions and machine.")]
@@ -42,7 +44,10 @@ def serve(
         threads=threads,
     )
     with Console(stderr=True).status("starting") as status:
-        report = asyncio.run(run(settings, status.update))
+        try:
+            report = asyncio.run(run(settings, status.update))
+        except asyncio.CancelledError:
+            raise typer.Exit(TERMINATED) from None
     _tell(report, json)
 
 

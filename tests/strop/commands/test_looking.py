@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,17 @@ def test_exit_codes(arguments: list[str], code: int, capsys: pytest.CaptureFixtu
         cli.main(arguments)
     assert left.value.code == code
     assert capsys.readouterr().err.startswith("strop: ")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for children in /proc")
+def test_a_bench_that_is_ended_ends_its_contenders() -> None:
+    with subprocess.Popen([sys.executable, "-P", "-m", "strop", "bench", "serve", "--contenders", "http"]) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        patience = time.monotonic() + 30
+        while not (born := children.read_text().split()) and time.monotonic() < patience:
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(60) == 143
+    assert born
+    assert [child for child in born if Path(f"/proc/{child}").exists()] == []
