@@ -40,12 +40,13 @@ struct Outputs {
     float *logprobs;  // [B, K], of the ids
 };
 
-void two_largest(const float *row, int64_t size, float &top, float &second) {
+// `z_at(i)` gives the `width` logits from i on.
+template <class ZAt> void two_largest(ZAt z_at, int64_t size, float &top, float &second) {
     Floats first[unroll], next[unroll];
     for (int u = 0; u < unroll; ++u) first[u] = next[u] = all(minus_infinity);
     for (int64_t i = 0; i < size; i += unroll * width)
         for (int u = 0; u < unroll; ++u) {
-            const Floats z = load(row + i + u * width);
+            const Floats z = z_at(i + u * width);
             next[u] = maximum(next[u], minimum(first[u], z));
             first[u] = maximum(first[u], z);
         }
@@ -119,10 +120,11 @@ void rebase(State &state, double top) {
     state.top = top;
 }
 
-// `size` is a multiple of `tile`; the block starts at vocabulary index `index`.
-void fold_block(const float *row, int64_t size, int64_t index, Ahead ahead, State &state) {
+// `row` holds what `z_at` gives, from the moment that it was called; `size` is a multiple of `tile`; the block starts at
+// vocabulary index `index`.
+template <class ZAt> void fold_block(ZAt z_at, const float *row, int64_t size, int64_t index, Ahead ahead, State &state) {
     float top, second;
-    two_largest(row, size, top, second);
+    two_largest(z_at, size, top, second);
     State part;
     const float from = top == minus_infinity ? 0.0f : top;
     sums<false>(row, size, from, ahead, part);
@@ -155,11 +157,16 @@ template <class T> void fold_row(const TemperedRow<T> &row, int64_t offset, Stat
         const Ahead ahead{reinterpret_cast<const char *>(row.x + i + block), sizeof(T)};
         const int64_t left = std::min(block, row.size - i), padded = (left + tile - 1) / tile * tile;
         if (std::is_same_v<T, float> && row.scale == 1.0f && left == padded) {
-            fold_block(reinterpret_cast<const float *>(row.x + i), left, offset + i, ahead, state);
+            const float *here = reinterpret_cast<const float *>(row.x + i);
+            fold_block([&](int64_t j) { return load(here + j); }, here, left, offset + i, ahead, state);
         } else {
             alignas(64) float copy[block];
-            for (int64_t j = 0; j < padded; j += width) store(copy + j, row.z(i + j));
-            fold_block(copy, padded, offset + i, ahead, state);
+            const auto tempered = [&](int64_t j) {
+                const Floats z = row.z(i + j);
+                store(copy + j, z);
+                return z;
+            };
+            fold_block(tempered, copy, padded, offset + i, ahead, state);
         }
     }
 }
