@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -54,7 +55,7 @@ def row_cases(x: Tensor, kind: str, *, compiled: bool) -> Iterator[Case]:
     yield Case(op="row_stats", calls=calls, **shape)
     for name, top_p in (("sample", 1.0), ("sample, top-p", 0.9)):
         given = sampling(len(x), top_p)
-        calls = {"ours": lambda given=given: sample(x, **given), "eager": lambda top_p=top_p: sort_and_draw(x, top_p)}
+        calls = {"ours": partial(sample, x, **given), "eager": partial(sort_and_draw, x, top_p)}
         yield Case(op=name, calls=calls, **shape)
 
 

@@ -94,10 +94,10 @@ def check_asked(
 def collect(found: Numbers, ids: Tensor | None) -> RowStats:
     """What an op returned, by name."""
     numbers, picks, logprobs = found
-    *first, winner_logprob = numbers.unbind()
+    top, second, lse, entropy, certainty, confidence, margin, winner_logprob = numbers.unbind()
     argmax, winner = picks.unbind()
     shaped = logprobs if ids is None else logprobs.view(ids.shape)
-    return RowStats(*first, argmax, shaped, winner, winner_logprob)
+    return RowStats(top, second, lse, entropy, certainty, confidence, margin, argmax, shaped, winner, winner_logprob)
 
 
 def reference(
