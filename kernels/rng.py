@@ -51,7 +51,7 @@ def noise_bits(seeds: Tensor, positions: Tensor, vocabulary: int) -> Tensor:
     position, seed = positions[:, None], seeds[:, None]
     counter = (counters, torch.full_like(counters, TOKENS), position & _MASK, position >> 32 & _MASK)
     words = torch.stack(philox(counter, (seed & _MASK, seed >> 32 & _MASK)), dim=1)  # [B, 4, tiles * LANES]
-    return words.unflatten(2, (tiles, LANES)).transpose(1, 2).reshape(len(seeds), tiles * TILE)[:, :vocabulary]
+    return words.view(len(seeds), 4, tiles, LANES).transpose(1, 2).reshape(len(seeds), tiles * TILE)[:, :vocabulary]
 
 
 def gumbel(seeds: Tensor, positions: Tensor, vocabulary: int) -> Tensor:
