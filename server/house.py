@@ -14,7 +14,7 @@ from strop.config import Config, ModelConfig, PluginChoice, Preset
 from strop.contracts import Domain, Engine, Guidance, ModelCard, Sampler
 from strop.errors import ConfigError, InvalidOption, ModelLoadError, ModelNotFound, NotReady, StropError, nearest
 from strop.plugins import Plugins
-from strop.server.executors.thread import ThreadExecutor
+from strop.server.executors.thread import ComputeThread, ThreadExecutor
 from strop.server.metrics import Metrics
 from strop.server.scheduler import Scheduler
 
@@ -65,6 +65,7 @@ class House:
         self.metrics = Metrics()
         self.draining = False
         self._opened = False
+        self._thread = ComputeThread()
         self._tenants: Counter[str] = Counter()
         self._hosted: dict[str, Hosted] = {}
         self._listing: list[Listed] = []
@@ -77,7 +78,7 @@ class House:
     async def open(self) -> None:
         """Load the models one after another, off the loop. Raises ConfigError, ModelLoadError among them."""
         for name, model in self.config.models.items():
-            engine, tokenizer = await asyncio.to_thread(self._load, name, model)
+            engine, tokenizer = await asyncio.wrap_future(self._thread.call(partial(self._load, name, model)))
             self._host(name, model, engine, tokenizer)
         self._opened = True
 
@@ -89,6 +90,7 @@ class House:
         await asyncio.gather(*(scheduler.drain(seconds) for scheduler in schedulers))
         for scheduler in schedulers:
             scheduler.close()
+        self._thread.close()
 
     def find(self, name: str) -> Hosted:
         """The model behind a name or preset, else `server.default_model`. Raises ModelNotFound, or NotReady while it loads."""
@@ -130,7 +132,7 @@ class House:
         except StropError:
             engine.close()
             raise
-        executor = ThreadExecutor(engine, observe=partial(self.metrics.observe, name), threads=model.threads)
+        executor = ThreadExecutor(engine, self._thread, observe=partial(self.metrics.observe, name))
         limits = self.config.server.limits
         scheduler = Scheduler(executor, limits=limits, metrics=self.metrics, tenants=self._tenants)
         scheduler.start()

@@ -27,6 +27,7 @@ def causal(name: str, model: ModelConfig, *, cache: Path, network: bool) -> tupl
 
     Raises ModelLoadError for a source that cannot be loaded or is refused, and for roles that do not fit the base.
     """
+    torch.set_flush_denormal(True)  # the threads of torch's pool inherit it, so before anything is computed
     if model.threads is not None:
         torch.set_num_threads(model.threads)
     pace = Pace() if model.max_rows is None else Pace(rows=model.max_rows)

