@@ -48,7 +48,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """Rows that run at once, and prompt tokens read in one step while others generate, or while nobody does."""
+    """Rows that run at once, and prompt tokens read in one step while most rows generate, or while most rows wait to."""
 
     rows: int = 64
     busy_tokens: int = 128
@@ -145,8 +145,8 @@ class CausalEngine:
 
     def _schedule(self) -> list[Piece]:
         """What to read now, oldest row first. A row for which no page is left takes those of the youngest."""
-        generating = any(track.pending == 1 for row in self._rows for track in row.tracks.values())
-        budget = self._pace.busy_tokens if generating else self._pace.idle_tokens
+        generating = sum(any(track.pending == 1 for track in row.tracks.values()) for row in self._rows)
+        budget = self._pace.busy_tokens if 2 * generating >= len(self._rows) else self._pace.idle_tokens
         pieces: list[Piece] = []
         for row in list(self._rows):
             for role, track in row.tracks.items():
