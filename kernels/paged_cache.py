@@ -24,12 +24,12 @@ _CALL = struct.Struct("@5P6q2i")  # Call in csrc/paged_cache.cpp
 
 
 def allocate(pages: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Empty key and value caches of one layer. 16-bit types need an even `head_dim`."""
+    """Key and value caches of one layer, holding anything: memory is not touched here. 16-bit types need an even `head_dim`."""
     pack = max(1, 4 // dtype.itemsize)
     if head_dim % pack:
         raise KernelError(f"head_dim {head_dim} is odd; {dtype} caches need an even one.")
-    keys = torch.zeros(pages, kv_heads, head_dim // pack, PAGE, pack, dtype=dtype)
-    values = torch.zeros(pages, kv_heads, PAGE // pack, head_dim, pack, dtype=dtype)
+    keys = torch.empty(pages, kv_heads, head_dim // pack, PAGE, pack, dtype=dtype)
+    values = torch.empty(pages, kv_heads, PAGE // pack, head_dim, pack, dtype=dtype)
     return keys, values
 
 
@@ -109,7 +109,8 @@ def _c_write() -> Any:
 
 def _example() -> Arguments:
     k, v = torch.randn(2, 3, 2, 16, generator=torch.Generator().manual_seed(0))
-    return arguments(k, v, *allocate(2, 2, 16, torch.float32), torch.tensor([17, -1, 3], dtype=torch.int32))
+    caches = (cache.zero_() for cache in allocate(2, 2, 16, torch.float32))
+    return arguments(k, v, *caches, torch.tensor([17, -1, 3], dtype=torch.int32))
 
 
 WRITE = Op("paged_write", write_reference, FastPath("cpu", write_cpu, write_cpu_supports), example=_example)

@@ -51,7 +51,7 @@ def test_values_land_in_their_slots_and_nowhere_else(
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("slot", [-2, 2 * PAGE])
 def test_a_slot_outside_the_cache_is_refused_and_nothing_written(path: str, slot: int) -> None:
-    caches = allocate(2, 1, 16, torch.float32)
+    caches = [cache.zero_() for cache in allocate(2, 1, 16, torch.float32)]
     row = torch.ones(2, 1, 16)
     with use(path), pytest.raises(KernelError, match="slots: each must be -1 or below 32; got"):
         write(row, row, *caches, torch.tensor([0, slot], dtype=torch.int32))
