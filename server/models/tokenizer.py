@@ -101,20 +101,31 @@ class TextStream:
 
     def __init__(self, fast: Any, context: Sequence[int]) -> None:
         self._fast = fast
-        self._stream = DecodeStream(ids=list(context), skip_special_tokens=True)
         self._pending: list[int] = []
+        # A stream whose context ends inside a character would tell the context again with the first text.
+        while context and self._decode(context).endswith("\ufffd"):
+            context = context[:-1]
+        self._stream = DecodeStream(ids=list(context), skip_special_tokens=True)
 
     def push(self, token: int) -> str:
         """Text that `token` completes; "" while a character is unfinished."""
-        text: str | None = self._stream.step(self._fast, token)
+        self._pending.append(token)
+        try:
+            text: str | None = self._stream.step(self._fast, token)
+        except Exception:  # noqa: BLE001 - what DecodeStream raises where bytes that follow make text already told invalid
+            text = self._decode(self._pending)
+            self._stream = DecodeStream(ids=[token], skip_special_tokens=True)
         if text is None:
-            self._pending.append(token)
             return ""
         self._pending.clear()
         return text
 
     def flush(self) -> str:
         """What the unfinished tail stands for: replacement characters, or nothing."""
-        text: str = self._fast.decode(self._pending, skip_special_tokens=True) if self._pending else ""
+        text = self._decode(self._pending)
         self._pending.clear()
+        return text
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        text: str = self._fast.decode(list(ids), skip_special_tokens=True)
         return text

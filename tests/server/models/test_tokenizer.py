@@ -6,9 +6,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import EOS, VOCABULARY, save_tokenizer
+from tokenizers import Tokenizer as Fast
+from tokenizers import decoders, models
 
 from strop.errors import InvalidRequest, ModelLoadError
-from strop.server.models.tokenizer import Tokenizer
+from strop.server.models.tokenizer import TextStream, Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,20 @@ def test_an_unfinished_character_is_replaced_at_the_end(tokenizer: Tokenizer) ->
     assert [stream.push(token) for token in ids[:-1]] == ["", "", ""]
     assert set(stream.flush()) == {"\ufffd"}
     assert stream.flush() == ""
+
+
+def test_bytes_that_turn_out_invalid_end_no_stream() -> None:
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"\u2581a": 256, "b": 257, "<unk>": 258}
+    fast = Fast(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>"))
+    fast.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    stream = TextStream(fast, [256])
+    assert [stream.push(token) for token in (0x0A, 0xFF, 257, 256, 257)] == ["\n", "", "\ufffdb", " a", "b"]
+
+
+def test_a_prompt_that_ends_inside_a_character_is_not_told_again(tokenizer: Tokenizer) -> None:
+    *begun, last = tokenizer.encode("the 🙂", special=False)
+    stream = tokenizer.stream(begun)
+    assert "the" not in stream.push(last) + stream.push(tokenizer.encode("a", special=False)[0])
 
 
 def test_special_tokens_are_known_and_not_streamed(tokenizer: Tokenizer) -> None:
