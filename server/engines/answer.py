@@ -52,8 +52,8 @@ class Answer:
 
 
 def overlap(text: str, stops: Sequence[str]) -> int:
-    """Length of the longest end of `text` that begins one of `stops`."""
+    """Length of the longest end of `text` that begins one of `stops` and is not the whole of it."""
     return max(
-        (size for stop in stops for size in range(min(len(stop), len(text)), 0, -1) if text.endswith(stop[:size])),
+        (size for stop in stops for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])),
         default=0,
     )

@@ -72,6 +72,12 @@ def test_before_min_tokens_nothing_stops() -> None:
     assert [delta.finish for delta in deltas] == [None, None, "stop"]
 
 
+def test_a_stop_string_that_was_met_before_min_tokens_stops_nothing_later() -> None:
+    deltas = feed(answer(stop=("b",), min_tokens=3), [0, 1, 0, 1])
+    assert "".join(delta.text for delta in deltas) == "aba"
+    assert [delta.finish for delta in deltas] == [None, None, None, "stop"]
+
+
 def test_an_answer_of_no_tokens() -> None:
     assert answer(max_tokens=0).end() == Delta(index=0, finish="length")
 
