@@ -8,7 +8,7 @@ pages back and computes its tokens anew later; its answer does not change, since
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -40,9 +40,6 @@ from strop.server.engines.scores import score_tokens
 from strop.server.models.causal.network import Network
 from strop.server.models.tokenizer import Tokenizer
 
-LEADING: frozenset[Role] = frozenset({"base", "strong"})
-"""Roles that read the caller's own prompt; a guidance has one of them."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -58,6 +55,10 @@ class Pace:
     def tokens(self) -> int:
         """The most tokens one forward sees."""
         return self.rows + self.idle_tokens
+
+    def prompt_tokens(self, *, busy: bool, beside: int) -> int:
+        """How many prompt tokens the next step may read, beside one token each of so many sequences that grow."""
+        return max(0, min(self.busy_tokens if busy else self.idle_tokens, self.tokens - beside))
 
 
 class CausalEngine:
@@ -86,9 +87,12 @@ class CausalEngine:
             raise InvalidOption(f"a causal model draws with the sampler 'tokens', not {sampler.name!r}", param="sampler")
         roles: tuple[Role, ...] = plan.guidance.roles if plan.guidance else ("base",)
         tracks = {role: self._track(plan, role) for role in roles}
+        pages: Counter[Reader] = Counter()
         for track in tracks.values():
-            most = track.reader.network.pages * PAGE
-            if len(track.tokens) + plan.max_tokens > min(most, track.reader.network.context_length):
+            tokens = len(track.tokens) + plan.max_tokens
+            pages[track.reader] += -(-tokens // PAGE)
+            network = track.reader.network
+            if tokens > network.context_length or pages[track.reader] > network.pages:
                 raise ContextTooLong(f"{len(track.tokens)} prompt and {plan.max_tokens} new tokens exceed this model's cache")
         job = Job(plan, open=plan.n)
         self._rows.append(self._row(job, 0, tracks, forks=plan.n - 1))
@@ -145,18 +149,20 @@ class CausalEngine:
 
     def _schedule(self) -> list[Piece]:
         """What to read now, oldest row first. A row for which no page is left takes those of the youngest."""
-        generating = sum(any(track.pending == 1 for track in row.tracks.values()) for row in self._rows)
-        budget = self._pace.busy_tokens if 2 * generating >= len(self._rows) else self._pace.idle_tokens
+        growing = [sum(track.pending == 1 for track in row.tracks.values()) for row in self._rows]
+        busy = 2 * (len(growing) - growing.count(0)) >= len(growing)
+        budget = self._pace.prompt_tokens(busy=busy, beside=sum(growing))
         pieces: list[Piece] = []
         for row in list(self._rows):
             for role, track in row.tracks.items():
-                if track.pending == 0 or (track.pending > 1 and not budget):
+                prompt = track.pending > 1
+                if track.pending == 0 or (prompt and not budget):
                     continue
                 track.open()
-                count = 1 if track.pending == 1 else min(track.pending, budget)
+                count = min(track.pending, budget) if prompt else 1
                 if self._make_room(row, track, count):
                     pieces.append(Piece(row, role, track, count))
-                    budget -= count if track.pending > 1 else 0
+                    budget -= count if prompt else 0
         return pieces
 
     def _make_room(self, row: Row, track: Track, count: int) -> bool:
@@ -185,9 +191,9 @@ class CausalEngine:
 
     def _take_note(self, piece: Piece, states: Tensor, events: list[tuple[PlanId, Event]]) -> None:
         job, track = piece.row.job, piece.track
-        if job.plan.prompt_logprobs and piece.row.answer.count == 0 and piece.role in LEADING:
+        if job.plan.prompt_logprobs and not job.scored and track is piece.row.leading:
             job.score(track, states, self._tokenizer)
-            if track.computed + piece.count == len(track.tokens):
+            if job.scored:
                 events.append((job.plan.id, PromptScored(scores=tuple(job.prompt_scores))))
         track.advance(piece.count, states[-1])
         job.nfe[piece.role] += 1
@@ -256,7 +262,7 @@ class CausalEngine:
         if plan.guidance is None:
             return own
         roles = {role: _known(values) for role, values in logits.items()}
-        tokens = torch.tensor([next(iter(row.tracks.values())).tokens])
+        tokens = torch.tensor([row.leading.tokens])
         at = Step(index=row.answer.count, total=plan.max_tokens)
         try:
             out = plan.guidance.predict(roles, tokens, at, row.memory).float()
@@ -268,7 +274,7 @@ class CausalEngine:
     def _finish(self, row: Row, delta: Delta, events: list[tuple[PlanId, Event]]) -> None:
         job = row.job
         events.append((job.plan.id, delta))
-        job.cached = max(job.cached, *(track.reused or 0 for track in row.tracks.values()))
+        job.cached = max(job.cached, row.leading.reused or 0)
         self._drop(lambda other: other is row)
         job.open -= 1
         if job.open == 0:

@@ -82,7 +82,7 @@ class Track:
 
     def fork(self) -> Track:
         """A copy that shares the full pages. Where no page is free for the rest, it computes its tokens anew."""
-        copy = Track(self.reader, list(self.tokens), self.tenant)
+        copy = Track(self.reader, list(self.tokens), self.tenant, reused=self.reused)
         chain, partial = self.reader.pages.fork(self.open(), self.computed)
         if partial is not None:
             if not self.reader.pages.extend(chain, self.computed):
@@ -105,6 +105,11 @@ class Job:
     generated: int = 0
     cached: int = 0
     prompt_scores: list[TokenScore] = field(default_factory=list)
+
+    @property
+    def scored(self) -> bool:
+        """Whether every prompt token has its score."""
+        return len(self.prompt_scores) == len(self.plan.prompt)
 
     def score(self, track: Track, states: Tensor, tokenizer: Tokenizer) -> None:
         """Score the prompt tokens that hidden states [count, width] from `track.computed` on predict."""
@@ -134,6 +139,12 @@ class Row:
     tracks: dict[Role, Track]
     memory: Memory
     forks: int = 0
+
+    @property
+    def leading(self) -> Track:
+        """The track that reads the caller's own prompt: the first whose role the plan gives no other."""
+        given = self.job.plan.prompts
+        return next((track for role, track in self.tracks.items() if role not in given), next(iter(self.tracks.values())))
 
     @property
     def ready(self) -> bool:

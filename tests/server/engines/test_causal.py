@@ -181,6 +181,20 @@ def test_prompt_scores_survive_being_preempted(folder: Path) -> None:
     assert [s.id for s in scores] == prompt(3, 70)
 
 
+def test_choices_that_lose_their_pages_tell_the_prompt_once_and_count_nothing_as_cached(folder: Path) -> None:
+    engine = tiny.engine(tiny.network(kv_bytes=1), folder)
+    plan = tiny.plan(
+        prompt(3, 6 * PAGE + 3), n=4, max_tokens=25, logprobs=0, prompt_logprobs=True, sampler=HOT, stop_token_ids=()
+    )
+    events = [event for _, event in tiny.run(engine, plan)]
+    assert [type(event) for event in events].count(PromptScored) == 1
+    done = events[-1]
+    assert isinstance(done, Done)
+    assert done.evidence.nfe["base"] > 1 + 4 * 24
+    assert done.usage.cached_tokens == 0
+    assert engine.capacity().free_tokens == engine.capacity().max_tokens
+
+
 def test_token_scores_add_up_to_one_and_ignore_the_options_of_drawing(engine: CausalEngine) -> None:
     plan = tiny.plan(
         prompt(4), logprobs=VOCABULARY, sampler=Tokens(temperature=0.5, top_k=2, logit_bias={9: 5.0}), max_tokens=3
@@ -283,6 +297,40 @@ def test_plans_that_can_never_run_are_refused(engine: CausalEngine) -> None:
     with pytest.raises(InvalidOption, match="tokens"):
         engine.admit(tiny.plan([1], sampler=_Other()))
     assert engine.capacity().running_rows == 0
+
+
+def test_prompts_of_two_roles_that_do_not_fit_together_are_refused(folder: Path) -> None:
+    engine = tiny.engine(tiny.network(kv_bytes=1), folder)
+    half = 4 * PAGE - 12
+    fits = tiny.plan(prompt(0, half), prompts={"weak": tuple(prompt(1, half))}, guidance=Steer(), stop_token_ids=())
+    assert len(tiny.tokens(tiny.run(engine, fits))) == 12
+    over = tiny.plan(prompt(0, half - 1), prompts={"weak": tuple(prompt(1, half + 1))}, guidance=Steer())
+    with pytest.raises(ContextTooLong, match="exceed this model's cache"):
+        engine.admit(over)
+
+
+def test_no_forward_sees_more_tokens_than_the_pace_says(net: Network, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row counts are tried up to that number when a model loads; beyond it a row might depend on its mates."""
+    pace = Pace(rows=8, busy_tokens=16, idle_tokens=32)
+    seen, hidden = [], net.hidden
+    monkeypatch.setattr(net, "hidden", lambda packed: seen.append(len(packed.ids)) or hidden(packed))
+    engine = tiny.engine(net, folder, pace=pace)
+    tiny.run(engine, *(tiny.plan(prompt(i, 60), name=f"{i}", guidance=Steer(), max_tokens=20) for i in range(8)))
+    assert max(seen) <= pace.tokens
+
+
+def test_the_prompt_that_no_role_replaces_is_the_one_that_is_scored(engine: CausalEngine) -> None:
+    class Conditions(Guidance):
+        domains: ClassVar[frozenset[Domain]] = frozenset({"causal"})
+        roles: ClassVar[tuple[Role, ...]] = ("uncond", "cond")
+        name: Literal["conditions"] = "conditions"
+
+        def predict(self, roles: Roles, x: torch.Tensor, step: Step, memory: Memory) -> torch.Tensor:
+            return roles["cond"](x, step)
+
+    plan = tiny.plan(prompt(3), prompts={"uncond": (5,)}, guidance=Conditions(), logprobs=0, prompt_logprobs=True)
+    scored = [event for _, event in tiny.run(engine, plan) if isinstance(event, PromptScored)]
+    assert [[score.id for score in event.scores] for event in scored] == [prompt(3)]
 
 
 class _Other(Tokens.__base__):  # type: ignore[misc, name-defined]
