@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from strop.contracts import TokenScore
+from strop.kernels.row_stats import row_stats
 from strop.server.models.tokenizer import Tokenizer
 
 
@@ -19,14 +20,14 @@ def score_tokens(
     wanted = [i for i, top in enumerate(tops) if top is not None and tokens[i] >= 0]
     if not wanted:
         return scores
-    values = logits[wanted].float()
-    values = values - values.logsumexp(-1, keepdim=True)
+    rows = logits[wanted]
     most = max(tops[i] or 0 for i in wanted)
-    best, ids = values.topk(min(most, values.shape[1]))
-    for at, i in enumerate(wanted):
-        pairs = zip(ids[at].tolist(), best[at].tolist(), strict=True)
-        top = tuple(_score(token, logprob, tokenizer) for token, logprob in pairs)[: tops[i] or 0]
-        scores[i] = (_score(tokens[i], float(values[at, tokens[i]]), tokenizer, top),)
+    ids = torch.cat([torch.tensor([[tokens[i]] for i in wanted]), rows.topk(min(most, rows.shape[1])).indices], 1)
+    logprobs = row_stats(rows, ids=ids).logprobs
+    for i, told in zip(wanted, zip(ids.tolist(), logprobs.tolist(), strict=True), strict=True):
+        own, *best = zip(*told, strict=True)
+        top = tuple(_score(*pair, tokenizer) for pair in best[: tops[i] or 0])
+        scores[i] = (_score(*own, tokenizer, top),)
     return scores
 
 
