@@ -71,6 +71,10 @@ def _check(
         raise KernelError(f"q: must be [T, a multiple of {kv_heads}, {head_dim}] for these caches; got {list(q.shape)}.")
     if not q.dtype is k_cache.dtype is v_cache.dtype:
         raise KernelError(f"q: must have the caches' type {k_cache.dtype}; got {q.dtype}.")
+    others = {"k_cache": k_cache, "v_cache": v_cache, "tables": tables, "starts": starts, "lengths": lengths}
+    for name, tensor in others.items():
+        if tensor.device != q.device:
+            raise KernelError(f"{name}: must be on {q.device} like q; got {tensor.device}.")
     sequences = tables.shape[0]
     if lengths.shape[0] != sequences or starts.shape[0] != sequences + 1:
         raise KernelError(f"tables has {sequences} rows; got {lengths.shape[0]} lengths and {starts.shape[0]} starts.")
@@ -93,7 +97,7 @@ def attend_reference(
     softcap: float | None = None,
 ) -> Tensor:
     _check_integers(q, k_cache, tables, starts, lengths)
-    out = torch.zeros(q.shape, dtype=q.dtype)
+    out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     for table, start, end, length in zip(tables, starts.tolist()[:-1], starts.tolist()[1:], lengths.tolist(), strict=True):
         pages = -(-length // PAGE)
         keys, values = (each.float() for each in gather(k_cache, v_cache, table[:pages]))
@@ -120,7 +124,7 @@ def _check_integers(q: Tensor, k_cache: Tensor, tables: Tensor, starts: Tensor, 
         raise _fault(1)
     if bool(((lengths < 0) | (lengths > tables.shape[1] * PAGE)).any()):
         raise _fault(2)
-    used = torch.arange(tables.shape[1]) * PAGE < lengths.unsqueeze(1)
+    used = torch.arange(tables.shape[1], device=tables.device) * PAGE < lengths.unsqueeze(1)
     if bool((used & ((tables < 0) | (tables >= k_cache.shape[0]))).any()):
         raise _fault(3)
 

@@ -42,6 +42,9 @@ def write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor)
         raise KernelError(f"slots: must be [{k.shape[0]}], one for each row of k; got {slots.shape}.")
     if not k.dtype is v.dtype is k_cache.dtype is v_cache.dtype:
         raise KernelError(f"k, v: must have the caches' type {k_cache.dtype}; got {k.dtype} and {v.dtype}.")
+    for name, tensor in {"v": v, "k_cache": k_cache, "v_cache": v_cache, "slots": slots}.items():
+        if tensor.device != k.device:
+            raise KernelError(f"{name}: must be on {k.device} like k; got {tensor.device}.")
     WRITE(k, v, k_cache, v_cache, slots)
 
 

@@ -89,6 +89,8 @@ def check_asked(
     if ids is not None and (ids.dtype != torch.int64 or ids.dim() not in (1, 2) or ids.shape[:1] != logits.shape[:1]):
         wanted = f"int64 [{logits.shape[0]}] or [{logits.shape[0]}, K]"
         raise KernelError(f"ids: expected {wanted}, got {ids.dtype} {list(ids.shape)}.", param="ids")
+    if ids is not None and ids.device != logits.device:
+        raise KernelError(f"ids: expected them on {logits.device} like the rows they belong to, got {ids.device}.", param="ids")
 
 
 def collect(found: Numbers, ids: Tensor | None) -> RowStats:

@@ -97,6 +97,7 @@ def test_scores_of_a_real_product_are_close_to_float64() -> None:
         ("weight", {"weight": torch.zeros(7, 5)}),
         ("weight", {"weight": torch.zeros(0, 4)}),
         ("weight", {"weight": torch.zeros(7, 4, dtype=torch.bfloat16)}),
+        ("weight", {"weight": torch.zeros(7, 4, device="meta")}),
         ("bias", {"bias": torch.zeros(6)}),
         ("ids", {"ids": torch.zeros(3, dtype=torch.int64)}),
         ("chunk", {"chunk": 0}),

@@ -67,6 +67,8 @@ def test_bad_arguments_are_named() -> None:
         write(row, row, *caches, slots[:1])
     with pytest.raises(KernelError, match=r"must have the caches' type torch.float32"):
         write(row.half(), row.half(), *caches, slots)
+    with pytest.raises(KernelError, match="slots: must be on cpu like k; got meta"):
+        write(row, row, *caches, slots.to("meta"))
     with pytest.raises(KernelError, match="head_dim 5 is odd"):
         allocate(1, 1, 5, torch.bfloat16)
 

@@ -176,6 +176,7 @@ def test_what_was_not_asked_is_marked_as_missing(path: str) -> None:
         ("draw_temperature", {"draw_temperature": torch.ones(2, dtype=torch.float16)}),
         ("ids", {"ids": torch.zeros(3, dtype=torch.int64)}),
         ("ids", {"ids": torch.zeros(2, dtype=torch.int32)}),
+        ("ids", {"ids": torch.zeros(2, dtype=torch.int64, device="meta")}),
         ("seeds", {"seeds": torch.zeros(2, dtype=torch.int64)}),
         ("positions", {"seeds": torch.zeros(2, dtype=torch.int64), "positions": torch.zeros(2)}),
     ],
