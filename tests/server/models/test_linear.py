@@ -51,6 +51,18 @@ def test_the_smallest_padding_that_works_is_found() -> None:
         assert stabilise(nn.Sequential(Unstable(16, 16)), sizes=[1, 2, 9, 30]) == 8
 
 
+class SeldomUnstable(nn.Linear):
+    """A layer that gives one row in eight other bits when it comes alone."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + (1e-3 if len(x) == 1 and float(x[0, 0]) > 1.15 else 0)
+
+
+def test_a_difference_that_few_rows_show_is_found() -> None:
+    with torch.inference_mode():
+        assert stabilise(nn.Sequential(SeldomUnstable(16, 16)), sizes=[1, 2, 3, 64, 192]) == 2
+
+
 def test_where_no_padding_works_rows_go_in_chunks() -> None:
     model = nn.Sequential(nn.Linear(16, 16))
     with torch.inference_mode():
