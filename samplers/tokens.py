@@ -14,6 +14,9 @@ from strop.contracts import Domain, Sampler
 if TYPE_CHECKING:
     from torch import Tensor
 
+MAX_TOP_K = 2**31 - 1
+"""What the kernels' int32 holds."""
+
 
 class Tokens(Sampler):
     """One token at a time from the model's distribution. `temperature: 0` takes the likeliest token."""
@@ -22,7 +25,7 @@ class Tokens(Sampler):
     name: Literal["tokens"] = "tokens"
     temperature: float = Field(default=1.0, ge=0, le=2, description="Divides the logits; 0 is greedy.")
     top_p: float = Field(default=1.0, gt=0, le=1, description="Keep the likeliest tokens that together reach this probability.")
-    top_k: int = Field(default=0, ge=0, description="Keep this many of the likeliest tokens; 0 keeps all.")
+    top_k: int = Field(default=0, ge=0, le=MAX_TOP_K, description="Keep this many of the likeliest tokens; 0 keeps all.")
     min_p: float = Field(default=0.0, ge=0, le=1, description="Drop tokens less likely than this times the likeliest one.")
     presence_penalty: float = Field(
         default=0.0, ge=-2, le=2, description="Subtracted from the logit of every token generated so far."

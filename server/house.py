@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from strop.config import Config, ModelConfig, PluginChoice, Preset
 from strop.contracts import Domain, Engine, Guidance, ModelCard, Sampler
-from strop.errors import ConfigError, InvalidOption, ModelLoadError, ModelNotFound, NotReady, StropError, nearest
+from strop.errors import ConfigError, InvalidOption, ModelLoadError, ModelNotFound, NotReady, StropError, nearest, shorten
 from strop.plugins import Plugins
 from strop.server.executors.thread import ComputeThread, ThreadExecutor
 from strop.server.metrics import Metrics
@@ -103,7 +103,8 @@ class House:
         if default is not None:
             return self.find(default)
         raise ModelNotFound(
-            f"the model {name!r} does not exist; this server has {', '.join(known) or 'none'}.{nearest(name, known)}",
+            f"the model {shorten(repr(name))} does not exist; "
+            f"this server has {', '.join(known) or 'none'}.{nearest(name, known)}",
             param="model",
         )
 

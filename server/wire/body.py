@@ -9,13 +9,12 @@ import orjson
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from strop.errors import InvalidRequest, StropError, Unsupported, nearest
+from strop.errors import InvalidRequest, StropError, Unsupported, nearest, shorten
 
 MAX_DEPTH = 64
 UNSUPPORTED = "unsupported_parameter"
 """Type of the validation errors that mean: known, and not honoured here. `wire.fields` raises them."""
 UNSUPPORTED_VALUE = "unsupported_value"
-_SHOWN = 80
 _CODES: Mapping[str, str] = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -69,7 +68,7 @@ def refusal(details: list[ErrorDetails], model: type[BaseModel]) -> StropError:
 def dotted(loc: tuple[int | str, ...]) -> str:
     """`("messages", 0, "role")` as `messages[0].role`."""
     parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc if part != "[key]"]
-    return _shorten("".join(parts).removeprefix("."))
+    return shorten("".join(parts).removeprefix("."))
 
 
 def _check_nesting(value: object, *, look_for_nul: bool) -> None:
@@ -105,7 +104,7 @@ def _merge_extra_body(value: dict[str, Any]) -> dict[str, Any]:
         raise InvalidRequest("extra_body must be a JSON object", param="extra_body", code="invalid_type")
     for name in extra.keys() & value.keys():
         if extra[name] != value[name]:
-            raise InvalidRequest(f"{name} is given twice, with another value in extra_body", param=_shorten(name))
+            raise InvalidRequest(f"{name} is given twice, with another value in extra_body", param=shorten(name))
     return value | extra
 
 
@@ -121,8 +120,4 @@ def _kind(value: object) -> str:
 
 
 def _shown(value: object) -> str:
-    return _shorten(repr(value))
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+    return shorten(repr(value))

@@ -12,6 +12,7 @@ from strop.config import Limits
 from strop.contracts import Guidance, Plugin, Sampler
 from strop.errors import InvalidOption, InvalidRequest
 from strop.plugins import Group, Plugins
+from strop.samplers.tokens import MAX_TOP_K
 from strop.server.wire.fields import Body, Only, Seed, Strings, TokenId
 
 FLAT = (
@@ -49,7 +50,9 @@ class TextBody(Body):
     ignore_eos: bool | None = Field(None, description="Go on past the model's end-of-text token.")
     temperature: float | None = Field(None, ge=0, le=2, description="Divides the logits; 0 takes the likeliest token.")
     top_p: float | None = Field(None, gt=0, le=1, description="Keep the likeliest tokens that reach this probability.")
-    top_k: int | None = Field(None, ge=-1, description="Keep this many of the likeliest tokens; 0 or -1 keeps all.")
+    top_k: int | None = Field(
+        None, ge=-1, le=MAX_TOP_K, description="Keep this many of the likeliest tokens; 0 or -1 keeps all."
+    )
     min_p: float | None = Field(None, ge=0, le=1, description="Drop tokens less likely than this times the likeliest one.")
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="Against tokens that were generated.")
     frequency_penalty: float | None = Field(None, ge=-2, le=2, description="Against tokens, by how often they were generated.")

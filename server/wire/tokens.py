@@ -14,7 +14,7 @@ class TokenizeBody(Body):
 
     model: str = Field(min_length=1, max_length=256, description="A name from `/v1/models`.")
     prompt: str | None = Field(None, description="The text. Either this or `messages`.")
-    messages: list[Message] | None = Field(None, min_length=1, description="The conversation.")
+    messages: list[Message] | None = Field(None, min_length=1, fail_fast=True, description="The conversation.")
     add_special_tokens: bool | None = Field(None, description="What the model expects around a text; default true.")
 
     def check(self) -> None:
@@ -28,4 +28,4 @@ class DetokenizeBody(Body):
     """Token ids to text."""
 
     model: str = Field(min_length=1, max_length=256, description="A name from `/v1/models`.")
-    tokens: list[TokenId] = Field(description="Token ids of the model.")
+    tokens: list[TokenId] = Field(fail_fast=True, description="Token ids of the model.")

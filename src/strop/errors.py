@@ -137,6 +137,11 @@ class KernelError(StropError):
     code = "kernel_error"
 
 
+def shorten(text: str, size: int = 80) -> str:
+    """`text`, cut where it is longer than a message should repeat."""
+    return text if len(text) <= size else text[:size] + "…"
+
+
 def nearest(word: str, valid: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` for the valid word closest to `word`, or `""`."""
     close = difflib.get_close_matches(word, list(valid), n=1)

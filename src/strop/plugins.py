@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from pydantic import ValidationError
 
 from strop.contracts import Domain, Plugin
-from strop.errors import InvalidOption, PluginError, nearest
+from strop.errors import InvalidOption, PluginError, nearest, shorten
 
 Group: TypeAlias = Literal["guidance", "samplers", "verifiers", "engines", "routes"]
 GROUPS: tuple[Group, ...] = get_args(Group)
@@ -90,7 +90,7 @@ class Plugins:
         if not isinstance(name, str) or name not in valid:
             known = f"valid: {', '.join(valid) or 'none'}.{nearest(str(name), valid)}"
             where = f" for a {domain} model" if domain else ""
-            raise InvalidOption(f"{name!r} is no {param}{where}; {known}", param=f"{param}.name")
+            raise InvalidOption(f"{shorten(repr(name))} is no {param}{where}; {known}", param=f"{param}.name")
         try:
             return valid[name].model_validate(options)
         except ValidationError as error:
@@ -150,7 +150,7 @@ def _distribution(point: EntryPoint) -> str:
 def _refusal(error: ValidationError, param: str, plugin: type[Plugin]) -> InvalidOption:
     """The first thing wrong, with the path to it and, for an unknown key, the nearest valid one."""
     first = error.errors()[0]
-    path = ".".join([param, *(str(part) for part in first["loc"])])
+    path = shorten(".".join([param, *(str(part) for part in first["loc"])]))
     if first["type"] == "extra_forbidden":
         valid = [name for name in plugin.model_fields if name != "name"]
         text = f"unknown option; valid: {', '.join(valid) or 'none'}.{nearest(str(first['loc'][-1]), valid)}"

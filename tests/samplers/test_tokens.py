@@ -89,6 +89,7 @@ def test_position_moves_the_noise() -> None:
         {"temperature": float("nan")},
         {"top_p": 0},
         {"top_k": -1},
+        {"top_k": 2**31},
         {"min_p": 2},
         {"logit_bias": {1: 101}},
         {"repetition_penalty": 0},

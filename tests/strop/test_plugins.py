@@ -129,6 +129,13 @@ def test_bad_choices_are_refused_with_path_and_help(value: str | dict[str, objec
     assert refusal.value.param == param
 
 
+@pytest.mark.parametrize("value", ["n" * 10**6, {"name": ["n"] * 10**5}, {"name": "nudge", "s" * 10**6: 1}])
+def test_a_refusal_does_not_repeat_what_is_long(value: str | dict[str, object]) -> None:
+    with pytest.raises(InvalidOption) as refusal:
+        Plugins([NUDGE]).build("guidance", value)
+    assert len(refusal.value.message) + len(refusal.value.param or "") < 400
+
+
 def test_a_plugin_of_another_domain_is_no_choice() -> None:
     with pytest.raises(InvalidOption, match="for a latent model"):
         Plugins([NUDGE]).build("guidance", "nudge", domain="latent")

@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from strop.errors import InvalidRequest, Unsupported
 from strop.server.wire.body import MAX_DEPTH, decode, dotted, validate
 from strop.server.wire.chat import ChatCompletionBody
+from strop.server.wire.tokens import DetokenizeBody, TokenizeBody
 
 
 def nested(depth: int) -> bytes:
@@ -100,6 +101,13 @@ def test_long_values_are_cut_in_messages() -> None:
     with pytest.raises(InvalidRequest) as caught:
         validate(ChatCompletionBody, CHAT | {"x" * 10_000: 1})
     assert len(caught.value.message) < 200
+
+
+def test_a_long_list_of_wrong_values_is_left_at_the_first() -> None:
+    for kind, field in ((DetokenizeBody, "tokens"), (TokenizeBody, "messages")):
+        with pytest.raises(ValidationError) as refusal:
+            kind.model_validate({"model": "m", field: [[]] * 1000})
+        assert refusal.value.error_count() == 1
 
 
 def test_lenient_drops_what_is_unsupported_wherever_it_stands() -> None:

@@ -240,6 +240,7 @@ def test_what_cannot_be_honoured_is_said(plugins: Plugins, field: str, value: An
         ({"temperature": -0.1}, "temperature"),
         ({"top_p": 0}, "top_p"),
         ({"top_k": -2}, "top_k"),
+        ({"top_k": 2**31}, "top_k"),
         ({"min_p": 1.5}, "min_p"),
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
