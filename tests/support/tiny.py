@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,6 +73,17 @@ def plan(prompt: Sequence[int], *, name: str = "p", n: int = 1, max_tokens: int 
     cost = Cost(rows=n, start=len(prompt), tokens=len(prompt) + max_tokens)
     rest.setdefault("stop_token_ids", (EOS,))
     return TextPlan(id=name, model="tiny", seed=seed, cost=cost, prompt=tuple(prompt), n=n, max_tokens=max_tokens, **rest)
+
+
+def prompt(i: int, length: int = 20) -> list[int]:
+    """Prompt number `i` of that length."""
+    ids: list[int] = torch.randint(3, VOCABULARY, (length,), generator=torch.Generator().manual_seed(i)).tolist()
+    return ids
+
+
+def reference_model() -> Any:
+    """The transformers model inside `network()`, as transformers runs it."""
+    return copy.deepcopy(tiny("llama", vocab_size=VOCABULARY))
 
 
 def run(engine: CausalEngine, *plans: TextPlan, steps: int = 2000) -> list[tuple[PlanId, Event]]:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-import logging
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import pytest
 import tiny
 import torch
-from families import tiny as tiny_model
-from tiny import EOS, VOCABULARY
+from tiny import EOS, VOCABULARY, prompt, reference_model
 
-from strop.contracts import Delta, Domain, Done, Failed, Guidance, Memory, Plan, PromptScored, Role, Roles, Step
+from strop.contracts import Delta, Done, Plan, PromptScored
 from strop.errors import ContextTooLong, InvalidOption
 from strop.kernels.paged_attention import PAGE
 from strop.samplers.tokens import Tokens
@@ -22,27 +19,6 @@ from strop.server.models.causal.network import Network
 
 GREEDY = Tokens(temperature=0)
 HOT = Tokens(temperature=1.3, top_p=0.95)
-
-
-def prompt(i: int, length: int = 20) -> list[int]:
-    return torch.randint(3, VOCABULARY, (length,), generator=torch.Generator().manual_seed(i)).tolist()
-
-
-@pytest.fixture(scope="module")
-def net() -> Network:
-    return tiny.network()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tiny.save_tokenizer(folder)
-    return folder
-
-
-@pytest.fixture
-def engine(net: Network, folder: Path) -> CausalEngine:
-    return tiny.engine(net, folder)
 
 
 def greedy_reference(ids: list[int], count: int) -> tuple[list[int], list[float]]:
@@ -56,10 +32,6 @@ def greedy_reference(ids: list[int], count: int) -> tuple[list[int], list[float]
             margins.append(float(best.values[0] - best.values[1]))
             out.append(int(best.indices[0]))
     return out[len(ids) :], margins
-
-
-def reference_model() -> Any:
-    return copy.deepcopy(tiny_model("llama", vocab_size=VOCABULARY))
 
 
 def agree_up_to_a_near_tie(found: list[int], right: list[int], margins: list[float]) -> bool:
@@ -216,79 +188,6 @@ def test_min_tokens_keeps_the_end_away(engine: CausalEngine) -> None:
     assert long.index(EOS) == 5
 
 
-class Broken(Guidance):
-    domains: ClassVar[frozenset[Domain]] = frozenset({"causal"})
-    name: Literal["broken"] = "broken"
-    how: str = "raise"
-
-    def predict(self, roles: Roles, x: torch.Tensor, step: Step, memory: Memory) -> torch.Tensor:
-        if self.how == "raise":
-            raise RuntimeError("a plugin's mistake")
-        if self.how == "shape":
-            return roles["base"](x, step)[:, 1:]
-        return torch.full_like(roles["base"](x, step), torch.nan)
-
-
-class Steer(Guidance):
-    """strong + beta * (strong - weak), remembering how often it was asked."""
-
-    domains: ClassVar[frozenset[Domain]] = frozenset({"causal"})
-    roles: ClassVar[tuple[Role, ...]] = ("strong", "weak")
-    name: Literal["steer"] = "steer"
-    beta: float = 1.0
-
-    def predict(self, roles: Roles, x: torch.Tensor, step: Step, memory: Memory) -> torch.Tensor:
-        memory["asked"] = memory.get("asked", 0) + 1
-        if memory["asked"] != step.index + 1:
-            raise ValueError("the row's memory is not its own")
-        strong, weak = roles["strong"](x, step), roles["weak"](x, step)
-        return strong + self.beta * (strong - weak)
-
-
-@pytest.mark.parametrize("how", ["raise", "nan", "shape"])
-def test_a_guidance_that_fails_ends_its_own_request_only(
-    engine: CausalEngine, how: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    good = tiny.plan(prompt(1), name="good", sampler=GREEDY, stop_token_ids=())
-    alone = tiny.tokens(tiny.run(engine, good), "good")
-    with caplog.at_level(logging.CRITICAL):
-        events = tiny.run(engine, tiny.plan(prompt(0), name="bad", n=3, guidance=Broken(how=how)), good)
-    assert tiny.tokens(events, "good") == alone
-    assert [e for name, e in events if name == "bad"] == [
-        Failed(status=500, code="engine_failure", message="the model's logits left no token to draw for this request")
-    ]
-
-
-def test_guidance_reads_its_roles_in_lockstep(engine: CausalEngine) -> None:
-    """Two prompts on one network, combined: equal prompts cancel out, others give the tokens of a two-forward oracle."""
-    strong, weak = prompt(5, 40), prompt(6, 7)
-    same = tiny.run(engine, tiny.plan(strong, guidance=Steer(), sampler=GREEDY, stop_token_ids=()))
-    assert tiny.tokens(same) == tiny.tokens(tiny.run(engine, tiny.plan(strong, sampler=GREEDY, stop_token_ids=())))
-    events = tiny.run(
-        engine,
-        tiny.plan(strong, prompts={"weak": tuple(weak)}, guidance=Steer(), sampler=GREEDY, stop_token_ids=()),
-        tiny.plan(prompt(8), name="mate"),
-    )
-    model, right = reference_model(), []
-    with torch.inference_mode():
-        for _ in range(12):
-            s, w = (model(input_ids=torch.tensor([ids + right]), use_cache=False).logits[0, -1] for ids in (strong, weak))
-            right.append(int((2 * s - w).argmax()))
-    assert tiny.tokens(events) == right
-    done = next(e for name, e in events if name == "p" and isinstance(e, Done))
-    assert done.evidence.nfe == {"strong": 12, "weak": 12}
-
-
-def test_another_network_can_be_the_weak_one(net: Network, folder: Path) -> None:
-    weak = tiny.network(num_hidden_layers=1)
-    engine = tiny.engine(net, folder, weak=weak)
-    plan = tiny.plan(prompt(5), guidance=Steer(beta=0.0), sampler=GREEDY, n=2, stop_token_ids=())
-    plain = tiny.tokens(tiny.run(engine, tiny.plan(prompt(5), sampler=GREEDY, stop_token_ids=())))
-    assert tiny.tokens(tiny.run(engine, plan)) == plain
-    strong = tiny.plan(prompt(5), guidance=Steer(beta=3.0), sampler=GREEDY, stop_token_ids=())
-    assert tiny.tokens(tiny.run(engine, strong)) != plain
-
-
 def test_plans_that_can_never_run_are_refused(engine: CausalEngine) -> None:
     with pytest.raises(ContextTooLong, match="600 prompt"):
         engine.admit(tiny.plan(prompt(0, 600)))
@@ -297,40 +196,6 @@ def test_plans_that_can_never_run_are_refused(engine: CausalEngine) -> None:
     with pytest.raises(InvalidOption, match="tokens"):
         engine.admit(tiny.plan([1], sampler=_Other()))
     assert engine.capacity().running_rows == 0
-
-
-def test_prompts_of_two_roles_that_do_not_fit_together_are_refused(folder: Path) -> None:
-    engine = tiny.engine(tiny.network(kv_bytes=1), folder)
-    half = 4 * PAGE - 12
-    fits = tiny.plan(prompt(0, half), prompts={"weak": tuple(prompt(1, half))}, guidance=Steer(), stop_token_ids=())
-    assert len(tiny.tokens(tiny.run(engine, fits))) == 12
-    over = tiny.plan(prompt(0, half - 1), prompts={"weak": tuple(prompt(1, half + 1))}, guidance=Steer())
-    with pytest.raises(ContextTooLong, match="exceed this model's cache"):
-        engine.admit(over)
-
-
-def test_no_forward_sees_more_tokens_than_the_pace_says(net: Network, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Row counts are tried up to that number when a model loads; beyond it a row might depend on its mates."""
-    pace = Pace(rows=8, busy_tokens=16, idle_tokens=32)
-    seen, hidden = [], net.hidden
-    monkeypatch.setattr(net, "hidden", lambda packed: seen.append(len(packed.ids)) or hidden(packed))
-    engine = tiny.engine(net, folder, pace=pace)
-    tiny.run(engine, *(tiny.plan(prompt(i, 60), name=f"{i}", guidance=Steer(), max_tokens=20) for i in range(8)))
-    assert max(seen) <= pace.tokens
-
-
-def test_the_prompt_that_no_role_replaces_is_the_one_that_is_scored(engine: CausalEngine) -> None:
-    class Conditions(Guidance):
-        domains: ClassVar[frozenset[Domain]] = frozenset({"causal"})
-        roles: ClassVar[tuple[Role, ...]] = ("uncond", "cond")
-        name: Literal["conditions"] = "conditions"
-
-        def predict(self, roles: Roles, x: torch.Tensor, step: Step, memory: Memory) -> torch.Tensor:
-            return roles["cond"](x, step)
-
-    plan = tiny.plan(prompt(3), prompts={"uncond": (5,)}, guidance=Conditions(), logprobs=0, prompt_logprobs=True)
-    scored = [event for _, event in tiny.run(engine, plan) if isinstance(event, PromptScored)]
-    assert [[score.id for score in event.scores] for event in scored] == [prompt(3)]
 
 
 class _Other(Tokens.__base__):  # type: ignore[misc, name-defined]
