@@ -46,7 +46,7 @@ class Limits(Section):
     logit_bias: int = Field(default=1024, ge=0, description="entries of logit_bias")
     max_queue: int = Field(default=256, ge=0, description="rows that may wait beyond those the engine can run")
     max_queue_tokens: int = Field(default=1 << 18, ge=0, description="prompt tokens that may wait beyond what the cache holds")
-    in_flight: int = Field(default=64, ge=1, description="prompts one key may have under way, per model")
+    in_flight: int = Field(default=64, ge=1, description="prompts one key may have under way, over all models")
 
 
 class ServerConfig(Section):
