@@ -6,6 +6,7 @@ hub id, fetched only when the configuration allows the network. What comes out h
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -79,6 +80,8 @@ def unpack_gguf(file: Path, *, cache: Path) -> Path:
     with FileLock(f"{target}.lock"):
         if target.is_dir():
             return target
+        for left in target.parent.glob(f".{glob.escape(target.name)}-*"):  # by a start that was killed: we hold the lock
+            shutil.rmtree(left, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
             _convert(file, work)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -73,6 +74,19 @@ def test_packages_that_carry_no_model(tmp_path: Path) -> None:
         source.resolve("pypi:no-such-package-anywhere", cache=tmp_path, network=False)
     with pytest.raises(ModelLoadError, match="no single GGUF"):
         source.resolve("pypi:pyyaml", cache=tmp_path, network=False)
+
+
+def test_what_a_killed_unpacking_left_is_removed(tmp_path: Path) -> None:
+    file = tmp_path / "odd[1].gguf"
+    file.write_bytes(b"none")
+    target = tmp_path / "models" / f"odd[1]-{hashlib.sha256(b'none').hexdigest()[:16]}"
+    left, others = target.with_name(f".{target.name}-left"), target.with_name(".other-0-left")
+    for folder in (left, others):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(ModelLoadError):
+        source.unpack_gguf(file, cache=tmp_path)
+    assert [each.name for each in target.parent.iterdir() if each.is_dir()] == [others.name]
 
 
 def test_a_hub_id_needs_the_network_to_be_allowed(tmp_path: Path) -> None:
