@@ -20,6 +20,7 @@ from strop.contracts import (
     Delta,
     Event,
     Failed,
+    Memory,
     ModelCard,
     Plan,
     PlanId,
@@ -94,8 +95,8 @@ class CausalEngine:
             network = track.reader.network
             if tokens > network.context_length or pages[track.reader] > network.pages:
                 raise ContextTooLong(f"{len(track.tokens)} prompt and {plan.max_tokens} new tokens exceed this model's cache")
-        job = Job(plan, open=plan.n)
-        self._rows.append(self._row(job, 0, tracks, forks=plan.n - 1))
+        memories = [plan.guidance.start() if plan.guidance else {} for _ in range(plan.n)]
+        self._rows.append(self._row(Job(plan, open=plan.n), 0, tracks, memories[0], forks=memories[1:]))
 
     @torch.inference_mode()
     def step(self) -> Sequence[tuple[PlanId, Event]]:
@@ -116,7 +117,7 @@ class CausalEngine:
         self._drop(lambda row: row.job.plan.id == plan_id)
 
     def capacity(self) -> Capacity:
-        rows = sum(1 + row.forks for row in self._rows)
+        rows = sum(1 + len(row.forks) for row in self._rows)
         pages = min((r.pages.free for r in self._readers.values()), default=0)
         total = min((r.network.pages for r in self._readers.values()), default=0)
         return Capacity(
@@ -135,7 +136,7 @@ class CausalEngine:
         reader = self._readers.get(role) or self._readers["base"]
         return Track(reader, list(plan.prompts.get(role, plan.prompt)), plan.tenant, reuse=not plan.prompt_logprobs)
 
-    def _row(self, job: Job, index: int, tracks: dict[Role, Track], *, forks: int = 0) -> Row:
+    def _row(self, job: Job, index: int, tracks: dict[Role, Track], memory: Memory, *, forks: Sequence[Memory] = ()) -> Row:
         plan = job.plan
         sampler = plan.sampler if isinstance(plan.sampler, Tokens) else Tokens()
         return Row(
@@ -143,7 +144,7 @@ class CausalEngine:
             answer=Answer(plan, index, self._tokenizer),
             draw=sampler.start(plan.prompt, seed=row_seed(plan.seed, index)),
             tracks=tracks,
-            memory=plan.guidance.start() if plan.guidance else {},
+            memory=memory,
             forks=forks,
         )
 
@@ -203,11 +204,11 @@ class CausalEngine:
         for row in [row for row in self._rows if row.forks and row.ready]:
             at = self._rows.index(row) + 1
             siblings = [
-                self._row(row.job, index + 1, {role: track.fork() for role, track in row.tracks.items()})
-                for index in range(row.forks)
+                self._row(row.job, index, {role: track.fork() for role, track in row.tracks.items()}, memory)
+                for index, memory in enumerate(row.forks, start=1)
             ]
             self._rows[at:at] = siblings
-            row.forks = 0
+            row.forks = ()
 
     def _draw(self, rows: Sequence[Row], events: list[tuple[PlanId, Event]]) -> None:
         """Draw the next token of every row and tell its plan."""

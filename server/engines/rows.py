@@ -131,14 +131,14 @@ class Job:
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """One choice under way. `forks` more choices start from its prompt once that is computed."""
+    """One choice under way. `forks` are the guidance memories of the choices that start from its prompt once it is computed."""
 
     job: Job
     answer: Answer
     draw: TokenRow
     tracks: dict[Role, Track]
     memory: Memory
-    forks: int = 0
+    forks: Sequence[Memory] = ()
 
     @property
     def leading(self) -> Track:

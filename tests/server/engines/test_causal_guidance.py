@@ -66,6 +66,18 @@ def test_a_guidance_that_fails_ends_its_own_request_only(
     ]
 
 
+def test_a_guidance_that_cannot_start_is_refused_before_it_runs(engine: CausalEngine) -> None:
+    memories = iter([{}])
+
+    class Once(Steer):
+        def start(self) -> Memory:
+            return next(memories)
+
+    with pytest.raises(StopIteration):
+        engine.admit(tiny.plan(prompt(0), n=2, guidance=Once()))
+    assert engine.capacity().running_rows == 0
+
+
 def test_guidance_reads_its_roles_in_lockstep(engine: CausalEngine) -> None:
     """Two prompts on one network, combined: equal prompts cancel out, others give the tokens of a two-forward oracle."""
     strong, weak = prompt(5, 40), prompt(6, 7)
