@@ -189,7 +189,7 @@ def _tokenise(prompt: Prompt, hosted: Hosted) -> tuple[int, ...]:
         tokens = tuple(hosted.tokenizer.encode(value))
     else:
         tokens = cast("tuple[int, ...]", value)
-        _check_ids(prompt.field, tokens, hosted)
+    _check_ids(prompt.field, tokens, hosted)  # some tokenizers know more tokens than their network
     if not tokens:
         raise InvalidRequest(f"the {prompt.field} is empty", param=prompt.field)
     if len(tokens) > context:

@@ -31,7 +31,7 @@ class Tokenizer:
         self.vocab_size = vocabulary
         self.special_ids = frozenset(self._tokenizer.all_special_ids)
         own = self._tokenizer.eos_token_id
-        self.eos_ids = tuple(sorted({*eos_ids, *(() if own is None else (own,))}))
+        self.eos_ids = tuple(sorted(token for token in {*eos_ids, own} - {None} if token < vocabulary))
 
     @property
     def has_chat_template(self) -> bool:

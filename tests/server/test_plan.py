@@ -230,6 +230,21 @@ async def test_refusals_say_what_would_be_valid(house: House) -> None:
         resolve(chat(max_tokens=CONTEXT), house)
 
 
+async def test_a_text_with_tokens_that_the_network_lacks_is_refused(house: House) -> None:
+    class Larger(StubTokenizer):
+        def encode(self, text: str, *, special: bool = True) -> list[int]:
+            return [ID]
+
+    class Other:
+        config, plugins, metrics = house.config, house.plugins, house.metrics
+
+        def find(self, name: str) -> Any:
+            return replace(house.find(name), tokenizer=Larger())
+
+    with pytest.raises(InvalidRequest, match=f"prompt: {ID} is no token id"):
+        resolve(completion("<extra>"), Other())  # type: ignore[arg-type]
+
+
 async def test_a_long_prompt_is_refused_before_it_is_tokenised(house: House) -> None:
     class Untouchable:
         def encode(self, text: str) -> list[int]:

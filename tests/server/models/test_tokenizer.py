@@ -89,6 +89,11 @@ def test_no_template_no_chat(tmp_path: Path) -> None:
         tokenizer.chat([{"role": "user", "content": "x"}])
 
 
+def test_an_end_that_the_network_cannot_say_is_none(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    assert Tokenizer(tmp_path, vocabulary=EOS, eos_ids=(1, 7)).eos_ids == (1,)
+
+
 def test_no_tokenizer_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="tokenizer"):
         Tokenizer(tmp_path, vocabulary=VOCABULARY, eos_ids=())
