@@ -94,5 +94,6 @@ async def _strop_failure(_request: Request, error: Exception) -> Response:
     return failure_response(error if isinstance(error, StropError) else StropError("the server failed"))
 
 
-async def _http_failure(_request: Request, error: Exception) -> Response:
-    return http_failure(error if isinstance(error, HTTPException) else HTTPException(500))
+async def _http_failure(request: Request, error: Exception) -> Response:
+    asked = f"{request.method} {request.scope['path']}"
+    return http_failure(error if isinstance(error, HTTPException) else HTTPException(500), asked)

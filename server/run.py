@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -38,7 +39,9 @@ def listen(server: ServerConfig) -> socket.socket:
     try:
         return socket.create_server((server.host, server.port), family=family, backlog=2048)
     except OSError as error:
-        raise ConfigError(f"cannot listen on {server.host}:{server.port}: {error.strerror or error}") from error
+        taken = error.errno == errno.EADDRINUSE
+        reason = "another program listens there; choose another with --port" if taken else error.strerror or error
+        raise ConfigError(f"cannot listen on {server.host}:{server.port}: {reason}") from error
 
 
 def address(listener: socket.socket) -> str:

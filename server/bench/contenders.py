@@ -21,7 +21,7 @@ LINE_BYTES = 1 << 24
 PASSED_ON = ("STROP_CACHE", "STROP_KERNELS")
 """What of strop's environment a contender gets: the rest would set up the server in another way than the bench says."""
 
-QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
 
 
 class Contender(Protocol):

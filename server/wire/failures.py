@@ -37,10 +37,11 @@ def failure_event(error: StropError) -> bytes:
     return b"data: " + orjson.dumps(failure_body(error)) + b"\n\n"
 
 
-def http_failure(error: HTTPException) -> Response:
-    """What the router itself refuses: unknown paths and methods."""
+def http_failure(error: HTTPException, asked: str) -> Response:
+    """What the router itself refuses: unknown paths and methods. `asked` is the method and path of the request."""
     kind, code = _KINDS.get(error.status_code, ("invalid_request_error", "invalid_request"))
-    body = {"error": {"message": str(error.detail), "type": kind, "param": None, "code": code}}
+    message = f"{error.detail}: {asked} (/openapi.json lists what is here)"
+    body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
     headers = {"x-should-retry": "false", **(error.headers or {})}
     return json_response(body, status=error.status_code, headers=headers)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import metadata
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -14,12 +16,19 @@ from strop.errors import ConfigError, StropError
 FAILED, MISUSED = 1, 2
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"strop {metadata.version('strop')}")
+        raise typer.Exit
+
+
 def build() -> typer.Typer:
     """The command tree."""
     benches = typer.Typer(no_args_is_help=True, help="Measure against named baselines, side by side.")
     benches.command("serve")(bench.serve)
     benches.command("kernels")(bench.kernels)
-    app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Serve models and talk to them.")
+    app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+    app.callback()(options)
     app.command("serve")(serve.serve)
     app.command("chat")(chat.chat)
     app.command("models")(listing.models)
@@ -27,6 +36,12 @@ def build() -> typer.Typer:
     app.command("doctor")(doctor.doctor)
     app.add_typer(benches, name="bench")
     return app
+
+
+def options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version, help="Show the version.")] = False,
+) -> None:
+    """Serve models and talk to them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypeAlias, Unpack, overload
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import openai
 from openai.resources.chat import AsyncChat, AsyncCompletions, Chat, Completions
@@ -128,7 +128,7 @@ class Client(openai.OpenAI):
     """A synchronous client. `base_url` defaults to `STROP_URL` or the local server, `api_key` to `STROP_API_KEY`."""
 
     def __init__(self, *, base_url: str | None = None, api_key: str | None = None, **options: Unpack[ClientOptions]) -> None:
-        super().__init__(base_url=base_url or _default_url(), api_key=api_key or _default_key(), **options)
+        super().__init__(base_url=_url(base_url), api_key=api_key or _default_key(), **options)
 
     @cached_property
     def chat(self) -> StropChat:
@@ -158,7 +158,7 @@ class AsyncClient(openai.AsyncOpenAI):
     """`Client` for asyncio."""
 
     def __init__(self, *, base_url: str | None = None, api_key: str | None = None, **options: Unpack[ClientOptions]) -> None:
-        super().__init__(base_url=base_url or _default_url(), api_key=api_key or _default_key(), **options)
+        super().__init__(base_url=_url(base_url), api_key=api_key or _default_key(), **options)
 
     @cached_property
     def chat(self) -> StropAsyncChat:
@@ -216,8 +216,10 @@ def _as_json(choice: PluginChoice) -> Any:
     return choice
 
 
-def _default_url() -> str:
-    return os.environ.get("STROP_URL") or DEFAULT_URL
+def _url(given: str | None) -> str:
+    """An address without a path is a server's: its API stands at /v1."""
+    url = str(given or os.environ.get("STROP_URL") or DEFAULT_URL)  # a copy of a client hands on a URL object
+    return f"{url.rstrip('/')}/v1" if urlsplit(url).path in ("", "/") else url
 
 
 def _default_key() -> str:

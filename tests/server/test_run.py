@@ -126,7 +126,7 @@ def test_a_model_that_cannot_be_loaded_ends_it() -> None:
 def test_a_taken_port_is_told_before_anything_loads() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         server = ServerConfig(port=taken.getsockname()[1])
-        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{server.port}"):
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{server.port}: another program listens there"):
             run(House(stub_config(server), plugins=stub_plugins()), ready=lambda url: None)
 
 

@@ -175,6 +175,17 @@ def test_address_and_key_come_from_the_environment(monkeypatch: pytest.MonkeyPat
         assert (str(client.base_url), client.api_key) == ("http://third/v1/", "other")
 
 
+@pytest.mark.parametrize("given", ["http://host:1", "http://host:1/", "http://host:1/v1", "http://host:1/v1/"])
+def test_the_address_of_a_server_will_do(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with strop.Client(base_url=given) as client:
+        assert str(client.base_url) == "http://host:1/v1/"
+    monkeypatch.setenv("STROP_URL", given)
+    with strop.Client() as client:
+        assert str(client.base_url) == "http://host:1/v1/"
+    with strop.Client(base_url="http://host:1/behind/v1") as client:
+        assert str(client.base_url) == "http://host:1/behind/v1/"
+
+
 def test_the_package_has_no_other_names() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Klient'"):
         strop.Klient  # noqa: B018

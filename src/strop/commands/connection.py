@@ -52,5 +52,5 @@ def only_model(client: Client) -> str:
     """The first model that the server lists."""
     names = [model.id for model in client.models.list()]
     if not names:
-        raise ServerRefused("the server hosts no model")
+        raise ServerRefused("the server has no model ready; it may still be loading")
     return names[0]

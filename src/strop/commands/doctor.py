@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ COMPILERS = ("g++", "c++", "clang++")
 def doctor() -> None:
     """Tell what is installed, what the CPU and GPU offer, and which kernels run."""
     console = Console()
+    logging.getLogger("strop").addHandler(logging.NullHandler())  # a path that does not run stands in the table
     with Console(stderr=True).status("looking around; kernels that were never built are built now"):
         sections = {
             "Packages": list(versions().items()),
@@ -45,8 +47,8 @@ def _machine() -> Iterator[Finding]:
     yield "processor", f"{facts.processor}, {facts.cores} cores usable"
     yield "features", " ".join(facts.features) or "none that the kernels use"
     yield "memory", f"{facts.memory_gb} GB"
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else COMPILERS
-    found = next((path for name in names if (path := shutil.which(name))), None)
+    names = (os.environ.get("CXX"), *COMPILERS)
+    found = next((path for name in names if name and (path := shutil.which(name))), None)
     yield "compiler", found or "none: the kernels fall back to their references; install g++ or set CXX"
 
 

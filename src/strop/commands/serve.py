@@ -69,7 +69,8 @@ def check_exposure(config: Config) -> None:
 
 def host_models(config: Config, plugins: Plugins | None = None) -> None:
     """Load the models, tell how to reach them, and serve until a signal comes."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when transformers is imported; ours is shown instead
+    for quiet in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):  # read on import; our own progress is shown instead
+        os.environ.setdefault(quiet, "1")
     with needs("serve"):
         from strop.server.house import House
         from strop.server.run import run

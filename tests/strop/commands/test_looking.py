@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ def test_doctor_tells_of_packages_machine_and_kernels() -> None:
 
 def test_doctor_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
+    monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("STROP_CACHE", str(tmp_path))
     findings = dict([*doctor._machine(), *doctor._models()])
     assert "install g++" in findings["compiler"]
@@ -66,6 +69,19 @@ def test_exit_codes(arguments: list[str], code: int, capsys: pytest.CaptureFixtu
         cli.main(arguments)
     assert left.value.code == code
     assert capsys.readouterr().err.startswith("strop: ")
+
+
+def test_the_version_is_told() -> None:
+    result = CliRunner().invoke(cli.build(), ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"strop {metadata.version('strop')}\n")
+
+
+def test_doctor_tells_of_a_path_that_does_not_run_in_its_table_alone(tmp_path: Path) -> None:
+    where = {"CXX": "", "PATH": str(tmp_path), "STROP_CACHE": str(tmp_path), "STROP_KERNELS": "", "COLUMNS": "200"}
+    command = [sys.executable, "-P", "-m", "strop", "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True, env={**os.environ, **where})
+    assert "reference (cpu: no C++ compiler" in done.stdout
+    assert done.stderr == ""
 
 
 @pytest.mark.slow

@@ -97,15 +97,17 @@ def test_the_curl_line_works_and_sigterm_ends_with_code_0() -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_serves_a_real_model() -> None:
+def test_the_demo_serves_a_real_model_and_says_no_more_than_that(tmp_path: Path) -> None:
     command = [sys.executable, "-P", "-m", "strop", "serve", "--demo", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
+    cold = {**os.environ, "STROP_CACHE": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=cold) as process:
+        assert process.stdout is not None and process.stderr is not None
         process.stdout.readline()
         curl = process.stdout.readline()
         answer = subprocess.run(shlex.split(curl), capture_output=True, text=True, timeout=100, check=True)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
+        assert process.stderr.read() == ""
     assert len(json.loads(answer.stdout)["choices"][0]["message"]["content"]) > 20
 
 
