@@ -100,7 +100,8 @@ class Scheduler:
                     f"the request needs {plan.cost.rows} rows and {plan.cost.tokens} tokens of cache; "
                     f"the model has {capacity.max_rows} and {capacity.max_tokens}"
                 )
-            if plan.tenant and self._tenants[plan.tenant] >= limits.in_flight:
+            under_way = self._tenants[plan.tenant]
+            if plan.tenant and under_way and under_way + len(plans) > limits.in_flight:
                 raise RateLimited(f"this key has {limits.in_flight} prompts under way", retry_after=self._wait())
         if self._rows + sum(plan.cost.rows for plan in plans) > capacity.max_rows + limits.max_queue:
             raise Overloaded(f"{self._rows} rows are running or waiting; try again later", retry_after=self._wait())

@@ -59,7 +59,7 @@ class Tokenizer:
             text = self._tokenizer.apply_chat_template(
                 [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
             )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
+        except (TemplateError, LookupError, AttributeError, TypeError, ValueError, RecursionError) as error:
             raise InvalidRequest(f"the model's chat template refuses these messages: {error}", param="messages") from error
         return self.encode(text, special=False)
 

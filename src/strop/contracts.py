@@ -164,8 +164,8 @@ class TextPlan(Plan):
 class TokenScore:
     """One token with its log-probability; `top` holds the likeliest tokens there (their own `top` is empty).
 
-    `logprob` is None only for the first token of a prompt. Probabilities are the model's own: before temperature, penalties,
-    masks and truncation.
+    `logprob` is None only for the first token of a prompt. Probabilities are those before temperature, penalties, masks and
+    truncation: of an answer under its guidance, of a prompt the network's own.
     """
 
     id: int

@@ -53,15 +53,16 @@ def pack(model: nn.Module) -> None:
                 setattr(parent, name, PackedLinear(child))
 
 
-def stabilise(model: nn.Module, *, sizes: Sequence[int]) -> int:
+def stabilise(model: nn.Module, *, sizes: Sequence[int], head: nn.Module | None = None, head_sizes: Sequence[int] = ()) -> int:
     """The number to whose multiples rows must be padded so that no row's result depends on how many others there are.
 
-    Tries each padding on one layer of every shape, over all of `sizes` rows. Layers that no padding makes stable compute in
-    chunks of 16 rows from here on, which costs reading their weights once per chunk.
+    Tries each padding on one layer of every shape, over all of `sizes` rows; the output layer `head`, wide and slow, over
+    `head_sizes`. Layers that no padding makes stable compute in chunks of 16 rows from here on, which costs reading their
+    weights once per chunk.
     """
-    layers = list(_one_of_each_shape(model))
+    layers = [(shape, layer, head_sizes if layer is head else sizes) for shape, layer in _one_of_each_shape(model)]
     for padding in PADDINGS:
-        unstable = [shape for shape, layer in layers if not _stable(layer, padding, sizes)]
+        unstable = [shape for shape, layer, rows in layers if not _stable(layer, padding, rows)]
         if not unstable:
             return padding
     for module in model.modules():

@@ -18,6 +18,8 @@ from strop.server.models.causal.linear import pack, stabilise
 
 _ATTENTION = "strop_paged"
 _PROBE_TOKENS = 40
+HEAD_ROWS = 64
+"""Rows of logits computed at once: the head is tried for so many, and its output is what takes memory."""
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
 """How far logits may differ from those of transformers' own attention on the probe, in standard deviations, on average."""
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
@@ -123,7 +125,9 @@ class Network:
         """Take the memory and the weight layout for serving forwards of up to `max_tokens` tokens."""
         self.caches = Caches(max(kv_bytes // self.caches.page_bytes, 8))
         pack(self._model)
-        self.padding = stabilise(self._model, sizes=_sizes(max_tokens))
+        self.padding = stabilise(
+            self._model, sizes=_sizes(max_tokens), head=self._model.get_output_embeddings(), head_sizes=_sizes(HEAD_ROWS)
+        )
 
     @torch.inference_mode()
     def hidden(self, packed: Packed) -> Tensor:
@@ -140,6 +144,8 @@ class Network:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [B, V] of hidden states [B, width]."""
+        if hidden.shape[0] > HEAD_ROWS:
+            return torch.cat([self.logits(part) for part in torch.split(hidden, HEAD_ROWS)])
         rows = hidden.shape[0]
         out: Tensor = self._model.get_output_embeddings()(nn.functional.pad(hidden, (0, 0, 0, -rows % self.padding)))[:rows]
         return out if self._softcap is None else torch.tanh(out / self._softcap) * self._softcap
