@@ -32,6 +32,10 @@ def decode(raw: bytes) -> dict[str, Any]:
     return _merge_extra_body(value)
 
 
+OWN = frozenset({"guidance", "sampler", "rerank"})
+"""Fields that are not OpenAI's: who sends one means it, so it is never dropped."""
+
+
 def validate(model: type[Body], value: dict[str, Any], *, lenient: bool = False) -> tuple[Body, tuple[str, ...]]:
     """The model, and the fields that were dropped because they cannot be honoured (none unless `lenient`)."""
     try:
@@ -39,7 +43,7 @@ def validate(model: type[Body], value: dict[str, Any], *, lenient: bool = False)
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False)
         dropped = [found["loc"] for found in details if found["type"] == UNSUPPORTED]
-        if not (lenient and dropped):
+        if not (lenient and dropped) or any(loc[0] in OWN for loc in dropped):
             raise refusal(details, model) from error
     for loc in dropped:
         _remove(value, loc)

@@ -120,6 +120,11 @@ def test_lenient_drops_what_is_unsupported_wherever_it_stands() -> None:
     assert body.stream_options.include_usage is True
 
 
+def test_lenient_never_drops_strop_s_own_fields() -> None:
+    with pytest.raises(Unsupported, match="rerank"):
+        validate(ChatCompletionBody, CHAT | {"store": True, "rerank": {"n": 4}}, lenient=True)
+
+
 def test_lenient_still_refuses_unknown_fields_and_wrong_values() -> None:
     with pytest.raises(InvalidRequest, match="temprature"):
         validate(ChatCompletionBody, CHAT | {"store": True, "temprature": 1}, lenient=True)
